@@ -1,0 +1,20 @@
+//! What every other room stands on: errors and codes, names and paths, deadlines and cancellation,
+//! worker pools, the timer, ids and the log. It holds no I/O policy and knows no protocol.
+
+mod cancel;
+mod error;
+pub mod id;
+pub mod log;
+mod name;
+mod pool;
+mod stop;
+mod time;
+mod timer;
+
+pub use cancel::{Cancel, Notify, Parked, Wait};
+pub use error::{Code, Error, Level, Result, ResultExt};
+pub use name::{Name, TreePath};
+pub use pool::{Lanes, Pool};
+pub use stop::{Signal, Signals};
+pub use time::{Deadline, now_ms, now_ns};
+pub use timer::{Timer, TimerKey};

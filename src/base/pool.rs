@@ -1,0 +1,175 @@
+//! Fixed pools of named worker threads over bounded queues, and lanes that keep the requests of one
+//! fid, handle or session in order while others overtake them.
+
+use super::{Code, Error, Result};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Worker threads that take jobs from one bounded queue. A job that panics is logged and ends
+/// nothing else; whoever must answer for it does so in the `Drop` of what the job holds.
+pub struct Pool {
+    name: &'static str,
+    queue: Mutex<Option<Sender<Job>>>,
+    waiting: Receiver<Job>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Pool {
+    /// `threads` of 0 counts as 1. `queue_max` jobs may wait; 0 means that a job is taken only when
+    /// a worker is free at that moment.
+    pub fn start(name: &'static str, threads: usize, queue_max: usize) -> Arc<Pool> {
+        let (queue, waiting) = bounded::<Job>(queue_max);
+        let work = |n: usize| {
+            let jobs = waiting.clone();
+            std::thread::Builder::new()
+                .name(format!("{name}-{n}"))
+                .spawn(move || jobs.iter().for_each(|job| run(name, job)))
+                .expect("the host can start a thread")
+        };
+        let workers = (0..threads.max(1)).map(work).collect();
+        Arc::new(Pool {
+            name,
+            queue: Mutex::new(Some(queue)),
+            waiting,
+            workers: Mutex::new(workers),
+        })
+    }
+
+    /// Queues a job. Errors: `queue_saturated`, at once, when the queue is full or the pool stopped.
+    pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> Result<()> {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let full = match queue.map(|q| q.try_send(Box::new(job))) {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(TrySendError::Full(_))) => "is full",
+            Some(Err(TrySendError::Disconnected(_))) | None => "has stopped",
+        };
+        Err(Error::new(Code::QueueSaturated, format!("the {} queue {full}; try again", self.name)))
+    }
+
+    /// Jobs waiting for a worker.
+    pub fn depth(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Lets the workers finish what is queued, then joins them.
+    pub fn stop(&self) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let workers =
+            std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
+        for worker in workers {
+            if worker.thread().id() != std::thread::current().id() {
+                let _ = worker.join();
+            }
+        }
+    }
+}
+
+fn run(pool: &str, job: Job) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
+        log::error!("a job of the {pool} pool panicked; its request was answered with an error");
+    }
+}
+
+/// Runs jobs on a pool so that those with the same key follow each other in the order given, and
+/// those with different keys, or none, run side by side.
+pub struct Lanes<K> {
+    pool: Arc<Pool>,
+    busy: Arc<Mutex<HashMap<K, VecDeque<Job>>>>,
+}
+
+impl<K: Eq + Hash + Clone + Send + 'static> Lanes<K> {
+    pub fn new(pool: Arc<Pool>) -> Lanes<K> {
+        Lanes { pool, busy: Arc::default() }
+    }
+
+    /// Errors: `queue_saturated`. The caller bounds how many jobs of one key it has in flight.
+    pub fn submit(&self, key: Option<K>, job: impl FnOnce() + Send + 'static) -> Result<()> {
+        let Some(key) = key else { return self.pool.submit(job) };
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(queue) = busy.get_mut(&key) {
+            queue.push_back(Box::new(job));
+            return Ok(());
+        }
+        // The lane is entered before the job can run, and left again if the pool refuses it.
+        busy.insert(key.clone(), VecDeque::new());
+        let runner = Runner { busy: self.busy.clone(), key: key.clone(), name: self.pool.name };
+        let submitted = self.pool.submit(move || runner.run(Box::new(job)));
+        if submitted.is_err() {
+            busy.remove(&key);
+        }
+        submitted
+    }
+}
+
+struct Runner<K: Eq + Hash> {
+    busy: Arc<Mutex<HashMap<K, VecDeque<Job>>>>,
+    key: K,
+    name: &'static str,
+}
+
+impl<K: Eq + Hash> Runner<K> {
+    fn run(self, first: Job) {
+        let mut next = Some(first);
+        while let Some(job) = next {
+            run(self.name, job);
+            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            next = busy.get_mut(&self.key).and_then(VecDeque::pop_front);
+            if next.is_none() {
+                busy.remove(&self.key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn a_full_queue_answers_at_once_and_a_panic_ends_nothing() {
+        let pool = Pool::start("test", 1, 1);
+        let (hold, held) = mpsc::channel::<()>();
+        let (started, start) = mpsc::channel();
+        pool.submit(move || {
+            started.send(()).unwrap();
+            held.recv().unwrap();
+            panic!("on purpose");
+        })
+        .unwrap();
+        start.recv().unwrap();
+        let (tx, rx) = mpsc::channel();
+        pool.submit(move || tx.send(7).unwrap()).unwrap();
+        assert_eq!(pool.submit(|| ()).unwrap_err().code, Code::QueueSaturated);
+        hold.send(()).unwrap();
+        assert_eq!(rx.recv().unwrap(), 7);
+        pool.stop();
+        assert!(pool.submit(|| ()).is_err());
+    }
+
+    #[test]
+    fn one_key_stays_in_order_while_another_overtakes() {
+        let pool = Pool::start("test", 2, 64);
+        let lanes = Lanes::new(pool.clone());
+        let (tx, rx) = mpsc::channel();
+        let (hold, held) = mpsc::channel::<()>();
+        lanes.submit(Some(1), move || held.recv().unwrap()).unwrap();
+        for n in 0..50 {
+            let tx = tx.clone();
+            lanes.submit(Some(1), move || tx.send((1, n)).unwrap()).unwrap();
+        }
+        let tx2 = tx.clone();
+        lanes.submit(Some(2), move || tx2.send((2, 0)).unwrap()).unwrap();
+        assert_eq!(rx.recv().unwrap(), (2, 0));
+        hold.send(()).unwrap();
+        let got: Vec<_> = rx.iter().take(50).collect();
+        assert_eq!(got, (0..50).map(|n| (1, n)).collect::<Vec<_>>());
+        pool.stop();
+        assert!(lanes.busy.lock().unwrap().is_empty());
+    }
+}
