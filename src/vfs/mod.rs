@@ -1,1 +1,14 @@
-//! stub
+//! Everything is a tree. [`Tree`] is the only way anything is listed, read or written; what stands
+//! behind one (a host directory, functions, a node at the other end of a socket, a mount table over
+//! other trees) is nobody's business. This room knows neither FUSE nor the control plane.
+
+mod tree;
+mod types;
+pub mod walk;
+
+pub use tree::Tree;
+pub use types::{
+    Access, Attr, Caps, Cx, DirEntry, DirPage, Event, EventSink, FileKind, Handle, Kind, LockKind,
+    LockRequest, NodeId, OpenFlags, Opened, PageLimit, Read, ReadDir, RenameFlags, SetAttr,
+    SetTime, StatFs, Watch, Who, Written, XattrFlags,
+};
