@@ -58,9 +58,10 @@ pub trait Tree: Send + Sync {
     }
 
     /// A descriptor of the file was closed: what was written behind is written now, errors are told
-    /// now, and a message file takes its message as whole.
-    fn flush(&self, _: &Cx, _: Handle) -> Result<()> {
-        Ok(())
+    /// now. A message file takes what was written since the last flush as one message, if it has not
+    /// taken it already, and answers with [`Written::extra`].
+    fn flush(&self, _: &Cx, _: Handle) -> Result<Written> {
+        Ok(Written::default())
     }
 
     /// Returns when the file is on stable storage.

@@ -143,8 +143,9 @@ impl OpenFlags {
 pub enum FileKind {
     /// Like a file on disk: offsets, sizes and caches mean what they usually mean.
     Plain,
-    /// One write, or the writes up to `flush`, are one message; the reply can be read from the same
-    /// handle. Its size says nothing; never cached.
+    /// The writes up to `flush` are one message, taken earlier when what was written so far is complete
+    /// by the file's own rule (one JSON object); the reply can be read from the same handle. Its size
+    /// says nothing; never cached.
     Message,
     /// Content is made at read time, and a read may wait ([`Read::Wait`]). Never cached.
     Stream,

@@ -157,8 +157,8 @@ pub fn write_all(
             }
             done += usize::try_from(last.n).unwrap_or(usize::MAX).min(end - done);
         }
-        tree.flush(cx, handle)?;
-        Ok(Written { n: done as u64, ..last })
+        let extra = tree.flush(cx, handle)?.extra.or(last.extra);
+        Ok(Written { n: done as u64, extra })
     };
     let outcome = write();
     let released = tree.release(cx, handle);
