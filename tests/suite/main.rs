@@ -1,1 +1,3 @@
-//! stub
+//! Tests that drive the real parts: sockets, files, processes.
+
+mod store;
