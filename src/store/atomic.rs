@@ -3,7 +3,7 @@
 use crate::base::{Code, Error, Result, ResultExt, id};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Replaces the file at `path` (mode 0600) and returns once it is on stable storage. A missing directory
@@ -61,11 +61,22 @@ pub fn read(path: &Path, max: usize) -> Result<Vec<u8>> {
     read().context(path.display())
 }
 
+/// Takes a file that holds secrets away from group and others, if it was theirs to read.
+pub fn make_private(path: &Path) -> Result<()> {
+    let mut permissions = std::fs::metadata(path).context(path.display())?.permissions();
+    let mode = permissions.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        permissions.set_mode(0o600);
+        std::fs::set_permissions(path, permissions).context(path.display())?;
+        log::warn!("{} had mode {mode:o}, open to others; it is 600 now", path.display());
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::TempDir;
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_file_is_replaced_and_nothing_else_is_left() {

@@ -1,12 +1,12 @@
 //! Opening the database file: who may use it, whether it is one of ours and whole, and bringing its
 //! tables up to date. A file that is refused is left as it was.
 
+use super::atomic;
 use crate::base::{Code, Error, Result, ResultExt};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -116,12 +116,7 @@ fn ensure_file(path: &Path) -> Result<()> {
     if !head.is_empty() && head != MAGIC {
         return Err(refused("is not an SQLite database"));
     }
-    let mode = file.metadata()?.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        log::warn!("{} was readable by others (mode {mode:o}); now 600", path.display());
-        nix::sys::stat::fchmod(file.as_fd(), nix::sys::stat::Mode::from_bits_truncate(0o600))?;
-    }
-    Ok(())
+    atomic::make_private(path)
 }
 
 fn refused(what: &str) -> Error {
