@@ -16,7 +16,17 @@ pub struct Hello {
     pub subscribe_invalidations: bool,
     /// On `/v2/node` only: the node that dials, and its secret.
     pub node: Option<(String, String)>,
+    /// Ours, on the gateway's `/v2/fs`: in whose name the `namespace` export is seen.
+    pub binding: Option<Binding>,
     pub ext: Option<Ext>,
+}
+
+/// The agent and project that a client asks to act for; absent parts are the gateway's default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Binding {
+    pub agent_id: Option<String>,
+    pub project_id: Option<String>,
+    pub project_token: Option<String>,
 }
 
 /// The extensions offered, and in the reply those accepted.
@@ -67,7 +77,13 @@ impl Hello {
             (Ok(_), Ok(_)) => None,
             _ => return Err(Error::new(Code::Invalid, "InvalidType")),
         };
+        let binding = Binding {
+            agent_id: f.string("agent_id").map_err(wrong)?,
+            project_id: f.string("project_id").map_err(wrong)?,
+            project_token: f.string("project_token").map_err(wrong)?,
+        };
         Ok(Hello {
+            binding: (binding != Binding::default()).then_some(binding),
             auth_token: f.string("auth_token").map_err(wrong)?,
             subscribe_invalidations: f
                 .bool("subscribe_invalidations")
@@ -85,7 +101,12 @@ impl Hello {
         } else {
             o = o.put("subscribe_invalidations", self.subscribe_invalidations);
         }
-        o.put_some("auth_token", self.auth_token.as_ref()).put_ext(self.ext.as_ref())
+        let binding = self.binding.clone().unwrap_or_default();
+        o.put_some("auth_token", self.auth_token.as_ref())
+            .put_some("agent_id", binding.agent_id)
+            .put_some("project_id", binding.project_id)
+            .put_some("project_token", binding.project_token)
+            .put_ext(self.ext.as_ref())
     }
 }
 

@@ -10,7 +10,7 @@ mod request;
 
 pub use bin::{BIN_HEADER, BIN_VERSION, BinKind, Head, decode_bin, frame_tag, retag};
 pub use event::Event;
-pub use hello::{Caps, Ext, Hello, HelloReply, PROTO, PROTOCOL};
+pub use hello::{Binding, Caps, Ext, Hello, HelloReply, PROTO, PROTOCOL};
 pub use reply::{
     Attr, DirEntry, Export, ExportCaps, Failure, OpenReply, Reply, StatFs, decode_reply,
 };

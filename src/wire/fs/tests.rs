@@ -76,7 +76,13 @@ fn old_error_spellings_and_hostile_replies() {
 
 #[test]
 fn hello_offers_and_accepts() {
-    let hello = Hello { auth_token: Some("t".into()), ext: Some(Ext::all()), ..Hello::default() };
+    let binding = Binding { agent_id: Some("alice".into()), ..Binding::default() };
+    let hello = Hello {
+        auth_token: Some("t".into()),
+        binding: Some(binding),
+        ext: Some(Ext::all()),
+        ..Hello::default()
+    };
     let request = Request { tag: Some(1), call: Call::Hello(hello.clone()) };
     assert_eq!(decode(&request.encode(false)), request);
     let ours = Ext { bin: false, max_inflight: 8, ops: vec![Op::Fsync], session: None };
