@@ -113,15 +113,14 @@ pub fn usage(message: impl Into<String>) -> Error {
 /// Parses the process's arguments and runs the program; `--help` and `--version` answer by themselves.
 /// Errors go to standard error, and their code decides the exit status (sysexits.h).
 pub fn main(program: &Program, run: fn(Args) -> Result<()>) -> ExitCode {
-    let outcome = parse(program, std::env::args_os().skip(1).collect()).and_then(|parsed| {
-        match parsed {
+    let outcome =
+        parse(program, std::env::args_os().skip(1).collect()).and_then(|parsed| match parsed {
             Parsed::Show(text) => {
                 crate::cli::print(&text);
                 Ok(())
             }
             Parsed::Run(args) => run(args),
-        }
-    });
+        });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -249,8 +248,10 @@ pub fn help(program: &Program) -> String {
         Some(value) => format!("{} <{value}>{}", f.name, if f.repeats { " ..." } else { "" }),
         None => f.name.to_owned(),
     };
-    let standard =
-        [Flag::switch("-h, --help", "Show this help"), Flag::switch("-V, --version", "Show the version")];
+    let standard = [
+        Flag::switch("-h, --help", "Show this help"),
+        Flag::switch("-V, --version", "Show the version"),
+    ];
     let flags = || program.flags.iter().chain(&standard);
     let width = flags().map(|f| name(f).len()).max().unwrap_or(0).min(34);
     for flag in flags() {
@@ -300,11 +301,15 @@ mod tests {
 
     #[test]
     fn flags_stand_anywhere_and_repeat_only_where_they_may() {
-        let a = run(&["cat", "--export=a=b", "/x", "--json", "--export", "c=d", "--", "--port"]).unwrap();
+        let a = run(&["cat", "--export=a=b", "/x", "--json", "--export", "c=d", "--", "--port"])
+            .unwrap();
         assert_eq!(a.words, ["cat", "/x", "--port"]);
         assert_eq!(a.all("--export").unwrap(), ["a=b", "c=d"]);
         assert!(a.has("--json") && !a.has("--port"));
-        assert_eq!(run(&["--port", "1", "--port", "2"]).unwrap_err().message, "--port is given twice");
+        assert_eq!(
+            run(&["--port", "1", "--port", "2"]).unwrap_err().message,
+            "--port is given twice"
+        );
         assert_eq!(run(&["--port"]).unwrap_err().message, "--port needs a value");
     }
 
@@ -321,7 +326,9 @@ mod tests {
     #[test]
     fn help_shows_every_flag_and_command() {
         let text = help(&PROGRAM);
-        for part in ["demo - shows things", "cat <path>", "--export <spec> ...", "--json", "--version"] {
+        for part in
+            ["demo - shows things", "cat <path>", "--export <spec> ...", "--json", "--version"]
+        {
             assert!(text.contains(part), "{part} in\n{text}");
         }
     }

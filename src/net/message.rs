@@ -41,6 +41,15 @@ impl Message {
     }
 }
 
+impl From<crate::wire::Frame> for Message {
+    fn from(frame: crate::wire::Frame) -> Message {
+        match frame {
+            crate::wire::Frame::Text(text) => Message::text(text),
+            crate::wire::Frame::Binary(data) => Message::Binary(data),
+        }
+    }
+}
+
 /// Payloads up to this many bytes are copied behind their header; longer ones are queued as they are.
 const COPY_MAX: usize = 16 << 10;
 
