@@ -1,3 +1,4 @@
-//! Tests that drive the real parts: sockets, files, processes.
+//! The one integration binary: everything that is tested from outside, each subject in its own file.
 
 mod store;
+mod tidy;
