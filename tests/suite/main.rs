@@ -1,1 +1,3 @@
-//! stub
+//! The tests that use several parts together, as one program.
+
+mod conformance;
