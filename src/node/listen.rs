@@ -42,7 +42,7 @@ impl Service for FsService {
         if !head.is_upgrade() {
             return Answer::Http(Response::text(426, "this is a WebSocket endpoint"));
         }
-        if head.origin().is_some_and(|o| !crate::net::is_loopback_origin(o)) {
+        if head.is_foreign(&[]) {
             return Answer::Http(Response::text(403, "browsers may not connect from this origin"));
         }
         let handler: Box<dyn Handler> = match &*head.path {
