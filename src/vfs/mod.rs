@@ -5,12 +5,14 @@
 mod handles;
 mod ids;
 mod local;
+pub mod synthetic;
 mod tree;
 mod types;
 pub mod walk;
 mod watchers;
 
 pub use local::{Local, LocalOptions};
+pub use synthetic::Synthetic;
 pub use tree::Tree;
 pub use types::{
     Access, Attr, Caps, Cx, DirEntry, DirPage, Event, EventSink, FileKind, Handle, Kind, LockKind,

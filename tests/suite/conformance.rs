@@ -7,6 +7,7 @@ mod listing;
 mod local;
 mod model;
 mod random;
+mod synthetic;
 
 use bytes::Bytes;
 use spiderweb::base::{Deadline, Error, Name, Result};

@@ -102,11 +102,11 @@ impl Local {
     ) -> Result<Attr> {
         let node = self.node(id)?;
         let path = sys::proc_path(&node);
-        if let Some(mode) = set.mode {
-            if mode & SET_ID_BITS & !node.stat.mode() != 0 {
-                return Err(Error::from_errno(libc::EPERM, "setuid and setgid are not granted"));
-            }
-            // What the kernel takes away on a change of owner stays away.
+        // Set-id bits can be kept, not gained; a new owner does not get them.
+        let new_owner = set.uid.is_some() || set.gid.is_some();
+        let kept = if new_owner { 0 } else { node.stat.mode() };
+        if set.mode.is_some_and(|mode| mode & SET_ID_BITS & !kept != 0) {
+            return Err(Error::from_errno(libc::EPERM, "setuid and setgid are not granted"));
         }
         if let Some(size) = set.size {
             match handle {
@@ -117,7 +117,7 @@ impl Local {
                 None => truncate(&node, &path, size)?,
             }
         }
-        if set.uid.is_some() || set.gid.is_some() {
+        if new_owner {
             let (uid, gid) = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
             nix::unistd::fchownat(&node, "", uid, gid, AtFlags::AT_EMPTY_PATH)?;
         }
