@@ -33,6 +33,7 @@ fn main() {
 }
 
 fn run() -> Result<()> {
+    spiderweb::net::raise_open_files()?;
     let mut args = pico_args::Arguments::from_env();
     let threads = option(&mut args, "--threads", 0)?;
     if let Some(url) = args.opt_value_from_str::<_, String>("--probe").map_err(usage)? {
