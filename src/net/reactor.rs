@@ -221,6 +221,7 @@ impl Reactor {
                 self.turn(id, Ready::default(), now);
             }
             Command::Attend(_) => {}
+            Command::Listen(listening) if self.stopping.is_some() => listening.close(),
             Command::Listen(listening) => self.listen(&listening),
             Command::Unlisten(id) => drop(self.listeners.remove(&id)),
             Command::Stop(grace) => {

@@ -1,1 +1,3 @@
-//! stub
+//! The one integration binary: real parts, no sleeps, only loopback.
+
+mod net;
