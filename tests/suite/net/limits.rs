@@ -93,7 +93,7 @@ fn a_half_open_peer_is_dropped_and_one_that_answers_pings_is_not() {
         }
         alive
     });
-    assert_eq!(dead.rest(), []);
+    assert!(dead.rest().is_empty());
     let _alive = answer.join().unwrap();
     let Closed::Lost(e) = server.next_closed() else { panic!("not lost") };
     assert_eq!(e.code, Code::Timeout);
@@ -169,7 +169,7 @@ fn a_panic_ends_its_connection_only() {
         raw.send(&frame(FIN | TEXT, b"panic"));
         assert_eq!(raw.frame().payload[..2], 1011u16.to_be_bytes());
         raw.send(&frame(FIN | CLOSE, &1011u16.to_be_bytes()));
-        assert_eq!(raw.rest(), []);
+        assert!(raw.rest().is_empty());
     }
     other.send(&frame(FIN | TEXT, b"fine"));
     other.expect(TEXT, b"fine");
@@ -210,7 +210,7 @@ fn stopping_answers_what_is_in_flight_and_says_1001() {
         raw.expect(TEXT, b"the answer");
         assert_eq!(raw.frame().payload[..2], 1001u16.to_be_bytes());
         raw.send(&frame(FIN | CLOSE, &1001u16.to_be_bytes()));
-        assert_eq!(raw.rest(), []);
+        assert!(raw.rest().is_empty());
         drop(raw);
     });
     assert!(matches!(server.next_closed(), Closed::Local));
@@ -225,7 +225,7 @@ fn stopping_ends_with_the_grace() {
     let held = begun.recv_timeout(LONG).unwrap();
     server.net.stop(Deadline::after_ms(50));
     assert!(matches!(server.next_closed(), Closed::Local));
-    assert_eq!(raw.rest(), []);
+    assert!(raw.rest().is_empty());
     drop(held);
 }
 
@@ -358,6 +358,6 @@ fn a_handler_may_use_its_connection_from_anywhere() {
             assert_eq!(close.payload, (4000 + round).to_be_bytes());
         });
         raw.send(&frame(FIN | CLOSE, b""));
-        assert_eq!(raw.rest(), []);
+        assert!(raw.rest().is_empty());
     }
 }

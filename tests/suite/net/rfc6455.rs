@@ -187,7 +187,7 @@ fn our_close_comes_after_what_is_queued_and_ends_with_the_peers_answer() {
     assert!(matches!(server.next_closed(), Closed::Local));
     raw.send(&frame(FIN | TEXT, b"ignored"));
     raw.send(&frame(FIN | CLOSE, &close.payload));
-    assert_eq!(raw.rest(), []);
+    assert!(raw.rest().is_empty());
 }
 
 /// A message, how it is cut, and where pings go.
