@@ -20,6 +20,8 @@ pub struct Dial {
     pub bearer: Option<String>,
     /// What to say first.
     pub hello: Hello,
+    /// Offer to move file data in binary frames.
+    pub binary: bool,
 }
 
 impl Connector for Dial {
@@ -27,7 +29,8 @@ impl Connector for Dial {
         let options = DialOptions { bearer: self.bearer.clone(), ..DialOptions::default() };
         let inbound = Box::new(Replies(hooks));
         let mux = Mux::dial(&self.net, &self.url, &options, deadline, INFLIGHT_MAX, inbound)?;
-        say_hello(mux, &self.hello, deadline)
+        let ext = Ext { bin: self.binary, ..Ext::all() };
+        say_hello(mux, Hello { ext: Some(ext), ..self.hello.clone() }, deadline)
     }
 
     fn target(&self) -> String {
@@ -36,8 +39,8 @@ impl Connector for Dial {
 }
 
 /// Negotiates on a fresh connection and asks for the exports.
-pub fn say_hello(mux: Mux, hello: &Hello, deadline: Deadline) -> Result<Link> {
-    let hello = Hello { ext: Some(Ext::all()), subscribe_invalidations: true, ..hello.clone() };
+pub fn say_hello(mux: Mux, hello: Hello, deadline: Deadline) -> Result<Link> {
+    let hello = Hello { subscribe_invalidations: true, ..hello };
     let call = |call: Call| -> Result<Reply> {
         let op = call.op();
         let build = |tag| Message::from(Request { tag: Some(tag), call }.encode(false));
