@@ -6,7 +6,8 @@ use super::tree::{Remote, Wire, attr, bits, unexpected};
 use crate::base::{Deadline, Error, Name, Notify, Result};
 use crate::net::{CallError, Message};
 use crate::vfs::{
-    Access, Attr, Cx, FileKind, Handle, NodeId, OpenFlags, Opened, Read, SetAttr, Tree, Written,
+    Access, Attr, Cx, Event, FileKind, Handle, NodeId, OpenFlags, Opened, Read, SetAttr, Tree,
+    Written,
 };
 use crate::wire::fs::{Call, Op, OpenReply, Reply, Request};
 use bytes::Bytes;
@@ -103,7 +104,12 @@ impl Remote {
         let made = self.run(cx, Op::Create, make, |link, reply| match reply {
             Reply::Created(a, open) => {
                 let key = Wire { epoch: link.epoch, id: a.id };
+                let is_news = self.ids.id(&key).is_none();
                 let node = self.ids.intern(&key, dir, name.as_os_str());
+                // The node's own event about it came before anybody here could know it.
+                if is_news {
+                    self.announce(Event::All { node, generation: Some(a.generation) });
+                }
                 Ok((attr(node, &a), self.keep(link, node, flags, &open)?))
             }
             _ => Err(unexpected(Op::Create)),

@@ -101,8 +101,12 @@ impl Remote {
         };
         // A node that nobody was told of is nobody's concern.
         if let Some(event) = event {
-            self.watchers.announce(&[event]);
+            self.announce(event);
         }
+    }
+
+    pub(super) fn announce(&self, event: Event) {
+        self.watchers.announce(&[event]);
     }
 
     fn epoch(&self) -> u64 {
@@ -576,7 +580,10 @@ impl Remote {
             Ok(Call::Readdirp {
                 dir: self.wire(cx, link, at.dir)?,
                 cookie: at.cookie,
-                max: at.limit.entries.try_into().unwrap_or(u32::MAX),
+                // `.` and `..` come first, and do not count.
+                max: (at.limit.entries as u64 + 2u64.saturating_sub(at.cookie))
+                    .try_into()
+                    .unwrap_or(u32::MAX),
                 bytes: at.limit.bytes.try_into().unwrap_or(u32::MAX),
             })
         };
