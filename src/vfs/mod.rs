@@ -8,6 +8,7 @@ mod local;
 pub mod synthetic;
 mod tree;
 mod types;
+mod union;
 pub mod walk;
 mod watchers;
 
@@ -19,3 +20,4 @@ pub use types::{
     LockRequest, NodeId, OpenFlags, Opened, PageLimit, Read, ReadDir, RenameFlags, SetAttr,
     SetTime, StatFs, Watch, Who, Written, XattrFlags,
 };
+pub use union::{Bind, Member, MountPoint, MountStatus, Union};

@@ -8,6 +8,7 @@ mod local;
 mod model;
 mod random;
 mod synthetic;
+mod union;
 
 use bytes::Bytes;
 use spiderweb::base::{Deadline, Error, Name, Result};
