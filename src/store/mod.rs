@@ -1,1 +1,25 @@
-//! stub
+//! Durable state: one SQLite file with one writer, an etcd-shaped key-value view of it, and small files
+//! that are replaced as a whole. This room does not know what is stored.
+
+pub mod atomic;
+mod db;
+mod kv;
+mod open;
+#[cfg(test)]
+pub(crate) mod testing;
+mod writer;
+
+pub use db::Db;
+pub use kv::{Kv, KvDone, KvEvent, KvSink, KvWatch, SqliteKv, Txn, Versioned};
+pub use open::Schema;
+
+/// What a job of [`Db::write`] and [`Db::read`] works with; they need no other name of that crate.
+pub use rusqlite;
+
+use crate::base::{Code, Error};
+
+impl From<rusqlite::Error> for Error {
+    fn from(e: rusqlite::Error) -> Error {
+        Error::new(Code::StorageError, format!("database: {e}"))
+    }
+}

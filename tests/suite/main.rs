@@ -1,3 +1,7 @@
-//! The tests that use several parts together, as one program.
+//! The one integration binary: everything that is tested from outside, each subject in its own file.
+//! Real parts, no sleeps, only loopback.
 
 mod conformance;
+mod net;
+mod store;
+mod tidy;

@@ -1,0 +1,108 @@
+//! Small files that are replaced as a whole: a reader, and a crash, see the old content or the new.
+
+use crate::base::{Code, Error, Result, ResultExt, id};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Replaces the file at `path` (mode 0600) and returns once it is on stable storage. A missing directory
+/// is made (0700); a symlink stays, what it leads to is replaced.
+pub fn write(path: &Path, content: &[u8]) -> Result<()> {
+    replace(path, content).context(format!("writing {}", path.display()))
+}
+
+fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let path = match std::fs::canonicalize(path) {
+        Ok(path) => path,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => path.to_owned(),
+        Err(e) => return Err(e.into()),
+    };
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let mut temporary = Temporary::create(dir)?;
+    temporary.file.write_all(content)?;
+    temporary.file.sync_all()?;
+    std::fs::rename(&temporary.path, &path)?;
+    File::open(dir)?.sync_all()?;
+    Ok(())
+}
+
+/// Removed again unless it was renamed.
+struct Temporary {
+    path: PathBuf,
+    file: File,
+}
+
+impl Temporary {
+    fn create(dir: &Path) -> Result<Temporary> {
+        let path = dir.join(id::hex_token(".tmp-"));
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        Ok(Temporary { path, file })
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The whole file. Errors: ENOENT as the host says it; `invalid` when it is larger than `max` bytes.
+pub fn read(path: &Path, max: usize) -> Result<Vec<u8>> {
+    let read = || {
+        let mut content = Vec::new();
+        File::open(path)?.take(max as u64 + 1).read_to_end(&mut content)?;
+        if content.len() > max {
+            return Err(Error::new(Code::Invalid, format!("is larger than {max} bytes")));
+        }
+        Ok(content)
+    };
+    read().context(path.display())
+}
+
+/// Takes a file that holds secrets away from group and others, if it was theirs to read.
+pub fn make_private(path: &Path) -> Result<()> {
+    let mut permissions = std::fs::metadata(path).context(path.display())?.permissions();
+    let mode = permissions.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        permissions.set_mode(0o600);
+        std::fs::set_permissions(path, permissions).context(path.display())?;
+        log::warn!("{} had mode {mode:o}, open to others; it is 600 now", path.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::TempDir;
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_and_nothing_else_is_left() {
+        let dir = TempDir::new();
+        let path = dir.path("new/file.json");
+        write(&path, b"one").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        write(&path, b"two").unwrap();
+        assert_eq!(read(&path, 3).unwrap(), b"two");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path("new")).unwrap().count(), 1);
+
+        let link = dir.path("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        write(&link, b"three").unwrap();
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(read(&path, 9).unwrap(), b"three");
+    }
+
+    #[test]
+    fn reading_is_bounded_and_names_the_file() {
+        let dir = TempDir::new();
+        let path = dir.path("file");
+        assert_eq!(read(&path, 9).unwrap_err().errno(), libc::ENOENT);
+        write(&path, b"0123456789").unwrap();
+        let e = read(&path, 9).unwrap_err();
+        assert!(e.message.contains("file") && e.message.contains("9 bytes"), "{e}");
+    }
+}

@@ -1,0 +1,541 @@
+//! Requests of the node protocol (spec: fs 5), and what is wrong with those that cannot be read.
+
+use super::bin::{BinKind, Head, encode_bin};
+use super::{Hello, Op, get_name, put_name};
+use crate::base::{Code, Error, Result};
+use crate::wire::{Channel, Envelope, Fields, Frame, Object, acheron};
+use bytes::Bytes;
+use std::ffi::OsString;
+
+/// A request. `tag` is absent only where an old client left it out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub tag: Option<u32>,
+    pub call: Call,
+}
+
+/// An operation with its arguments. `node` and `dir` are node ids, `h` an open file's handle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    Hello(Hello),
+    Exports,
+    Lookup {
+        dir: u64,
+        name: OsString,
+    },
+    Getattr {
+        node: u64,
+    },
+    /// At most `max` entries; `bytes` (ours) bounds the reply too, 0 = the server's own bound.
+    Readdirp {
+        dir: u64,
+        cookie: u64,
+        max: u32,
+        bytes: u32,
+    },
+    /// `flags` as open(2) has them on Linux.
+    Open {
+        node: u64,
+        flags: u32,
+    },
+    Read {
+        h: u64,
+        off: u64,
+        len: u32,
+    },
+    Write {
+        h: u64,
+        off: u64,
+        data: Bytes,
+    },
+    Close {
+        h: u64,
+    },
+    Create {
+        dir: u64,
+        name: OsString,
+        mode: u32,
+        flags: u32,
+    },
+    Truncate {
+        node: u64,
+        size: u64,
+    },
+    Unlink {
+        dir: u64,
+        name: OsString,
+    },
+    Mkdir {
+        dir: u64,
+        name: OsString,
+        mode: Option<u32>,
+    },
+    Rmdir {
+        dir: u64,
+        name: OsString,
+    },
+    /// `flags` (ours) as renameat2(2) has them.
+    Rename {
+        from: (u64, OsString),
+        to: (u64, OsString),
+        flags: u32,
+    },
+    Statfs {
+        node: u64,
+    },
+    Symlink {
+        dir: u64,
+        name: OsString,
+        target: OsString,
+    },
+    Setxattr {
+        node: u64,
+        name: OsString,
+        value: Vec<u8>,
+        flags: u32,
+    },
+    Getxattr {
+        node: u64,
+        name: OsString,
+    },
+    Listxattr {
+        node: u64,
+    },
+    Removexattr {
+        node: u64,
+        name: OsString,
+    },
+    /// `kind` is `shared`, `exclusive` or `unlock`.
+    Lock {
+        h: u64,
+        kind: Lock,
+        wait: bool,
+        owner: u64,
+    },
+    Flush {
+        h: u64,
+    },
+    Fsync {
+        h: u64,
+        data_only: bool,
+    },
+    Setattr {
+        node: u64,
+        h: Option<u64>,
+        set: SetAttr,
+    },
+    Readlink {
+        node: u64,
+    },
+    Link {
+        node: u64,
+        dir: u64,
+        name: OsString,
+    },
+    /// Looks the names (UTF-8 only) up one below the other; stops at the first that is missing.
+    Walk {
+        dir: u64,
+        names: Vec<String>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    Shared,
+    Exclusive,
+    Unlock,
+}
+
+/// What `setattr` changes. Times are nanoseconds since the epoch; `now` takes the node's clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SetAttr {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub size: Option<u64>,
+    pub atime_ns: Option<i64>,
+    pub mtime_ns: Option<i64>,
+    pub atime_now: bool,
+    pub mtime_now: bool,
+}
+
+/// A request that cannot be carried out as it stands; answered EINVAL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub tag: Option<u32>,
+    pub message: String,
+    /// The peer does not speak this protocol: close after the answer (spec: fs 3.1).
+    pub close: bool,
+}
+
+impl Request {
+    pub fn decode_text(text: &str) -> Result<Request, Fault> {
+        match Envelope::parse(text) {
+            Ok(envelope) => Request::decode(&envelope),
+            Err(m) => Err(Fault { tag: m.tag, message: m.fault.into(), close: true }),
+        }
+    }
+
+    pub fn decode(envelope: &Envelope<'_>) -> Result<Request, Fault> {
+        let tag = envelope.tag;
+        let unsupported = |close| Fault { tag, message: "UnsupportedType".into(), close };
+        if envelope.channel == Channel::Control {
+            return Err(unsupported(false));
+        }
+        let Some(op) = envelope.name.strip_prefix("t_fs_") else {
+            return Err(unsupported(!acheron::is_known(&envelope.name)));
+        };
+        let op = Op::from_wire(op).ok_or_else(|| unsupported(true))?;
+        let bad = |e: Error| Fault { tag, message: e.message.into_owned(), close: false };
+        let payload = Fields::parse(envelope.payload())
+            .map_err(|_| bad(Error::invalid("InvalidPayload: payload must be an object")))?;
+        let args = Args { op, top: &envelope.fields, payload };
+        Ok(Request { tag, call: args.call(None).map_err(bad)? })
+    }
+
+    /// Decodes a binary request; only WRITE travels so.
+    pub fn decode_bin(head: &Head, meta: &str, data: Bytes) -> Result<Request, Fault> {
+        let tag = Some(head.tag);
+        let fault = |message: &str| Fault { tag, message: message.into(), close: false };
+        if head.kind != BinKind::Request || head.op != Op::Write {
+            return Err(fault("only WRITE requests travel as binary frames"));
+        }
+        let top = Fields::parse(meta).map_err(|_| fault("binary frame without JSON meta"))?;
+        let payload = top.object("payload").ok().flatten().unwrap_or_default();
+        let args = Args { op: head.op, top: &top, payload };
+        let call = args.call(Some(data)).map_err(|e| fault(&e.message))?;
+        Ok(Request { tag, call })
+    }
+
+    /// The frame to send; WRITE as a binary one where `bin` was negotiated.
+    pub fn encode(&self, bin: bool) -> Frame {
+        let op = self.call.op();
+        if let (Call::Write { h, off, data }, true) = (&self.call, bin) {
+            let meta =
+                Object::new().put("h", h).object("payload", Object::new().put("off", off)).finish();
+            let head = Head { kind: BinKind::Request, op, tag: self.tag.unwrap_or(0) };
+            return Frame::Binary(encode_bin(head, &meta, data));
+        }
+        let payload = self.call.payload();
+        let o = Object::with_capacity(160)
+            .put("channel", "acheron")
+            .put("type", format_args!("acheron.t_fs_{}", op.wire()))
+            .put_some("tag", self.tag)
+            .put_some("node", self.call.node())
+            .put_some("h", self.call.handle());
+        Frame::Text(o.object("payload", payload).finish())
+    }
+}
+
+/// The arguments of one request, read with the texts that old clients know.
+struct Args<'a> {
+    op: Op,
+    top: &'a Fields<'a>,
+    payload: Fields<'a>,
+}
+
+impl Args<'_> {
+    fn top(&self, key: &str) -> Result<u64> {
+        let found = self.top.u64(key).map_err(|e| e.recode(Code::Invalid))?;
+        found.ok_or_else(|| Error::invalid(format!("{} requires {key}", self.op.upper())))
+    }
+
+    fn node(&self) -> Result<u64> {
+        self.top("node")
+    }
+
+    fn h(&self) -> Result<u64> {
+        self.top("h")
+    }
+
+    fn requires(&self, key: &str) -> Error {
+        Error::invalid(format!("{} requires a.{key}", self.op.upper()))
+    }
+
+    fn name(&self, key: &str) -> Result<OsString> {
+        get_name(&self.payload, key)?.ok_or_else(|| self.requires(key))
+    }
+
+    fn u32(&self, keys: &[&str]) -> Result<Option<u32>> {
+        first(keys, |k| self.payload.u32(k))
+    }
+
+    fn u64(&self, keys: &[&str]) -> Result<Option<u64>> {
+        first(keys, |k| self.payload.u64(k))
+    }
+
+    fn flags(&self) -> Result<u32> {
+        if let Some(flags) = self.u32(&["flags"])? {
+            return Ok(flags);
+        }
+        // The later SDKs open with `mode` (design: field spellings); CREATE's `mode` is permissions.
+        if self.op != Op::Open {
+            return Ok(libc::O_RDWR as u32);
+        }
+        Ok(match self.payload.str("mode").ok().flatten().as_deref() {
+            Some("w") => libc::O_WRONLY as u32,
+            Some("rw" | "r+" | "w+") => libc::O_RDWR as u32,
+            _ => libc::O_RDONLY as u32,
+        })
+    }
+
+    fn data(&self, key: &str) -> Result<Vec<u8>> {
+        self.payload.base64(key)?.ok_or_else(|| self.requires(key))
+    }
+
+    fn call(&self, binary: Option<Bytes>) -> Result<Call> {
+        let p = &self.payload;
+        Ok(match self.op {
+            Op::Hello => Call::Hello(Hello::read(p)?),
+            Op::Exports => Call::Exports,
+            Op::Lookup => Call::Lookup { dir: self.node()?, name: self.name("name")? },
+            Op::Getattr => Call::Getattr { node: self.node()? },
+            Op::Readdirp => Call::Readdirp {
+                dir: self.node()?,
+                cookie: self.u64(&["cookie"])?.unwrap_or(0),
+                max: self.u32(&["max", "count"])?.unwrap_or(128),
+                bytes: self.u32(&["bytes"])?.unwrap_or(0),
+            },
+            Op::Open => Call::Open { node: self.node()?, flags: self.flags()? },
+            Op::Read => Call::Read {
+                h: self.h()?,
+                off: self.u64(&["off", "offset"])?.unwrap_or(0),
+                len: self.u32(&["len", "count"])?.unwrap_or(65536),
+            },
+            Op::Write => Call::Write {
+                h: self.h()?,
+                off: self.u64(&["off", "offset"])?.unwrap_or(0),
+                data: match binary {
+                    Some(data) => data,
+                    None => self.data("data_b64")?.into(),
+                },
+            },
+            Op::Close => Call::Close { h: self.h()? },
+            Op::Create => Call::Create {
+                dir: self.node()?,
+                name: self.name("name")?,
+                mode: self.u32(&["mode"])?.unwrap_or(0o100_644),
+                flags: self.flags()?,
+            },
+            Op::Truncate => {
+                Call::Truncate { node: self.node()?, size: self.u64(&["sz"])?.unwrap_or(0) }
+            }
+            Op::Unlink => Call::Unlink { dir: self.node()?, name: self.name("name")? },
+            Op::Mkdir => Call::Mkdir {
+                dir: self.node()?,
+                name: self.name("name")?,
+                mode: self.u32(&["mode"])?,
+            },
+            Op::Rmdir => Call::Rmdir { dir: self.node()?, name: self.name("name")? },
+            Op::Rename => Call::Rename {
+                from: (self.u64(&["old_parent"])?.unwrap_or(0), self.name("old_name")?),
+                to: (self.u64(&["new_parent"])?.unwrap_or(0), self.name("new_name")?),
+                flags: self.u32(&["flags"])?.unwrap_or(0),
+            },
+            _ => return self.rarer_call(),
+        })
+    }
+
+    fn rarer_call(&self) -> Result<Call> {
+        let p = &self.payload;
+        Ok(match self.op {
+            Op::Symlink => Call::Symlink {
+                dir: self.node()?,
+                name: self.name("name")?,
+                target: self.name("target")?,
+            },
+            Op::Setxattr => Call::Setxattr {
+                node: self.node()?,
+                name: self.name("name")?,
+                value: self.data("value_b64")?,
+                flags: self.u32(&["flags"])?.unwrap_or(0),
+            },
+            Op::Getxattr => Call::Getxattr { node: self.node()?, name: self.name("name")? },
+            Op::Listxattr => Call::Listxattr { node: self.node()? },
+            Op::Removexattr => Call::Removexattr { node: self.node()?, name: self.name("name")? },
+            Op::Lock => Call::Lock {
+                h: self.h()?,
+                kind: match p.str("kind")?.as_deref() {
+                    Some("shared") => Lock::Shared,
+                    Some("exclusive") => Lock::Exclusive,
+                    Some("unlock") => Lock::Unlock,
+                    Some(_) => return Err(Error::invalid("invalid lock kind")),
+                    None => return Err(self.requires("kind")),
+                },
+                wait: p.bool("wait")?.unwrap_or(true),
+                owner: self.u64(&["owner"])?.unwrap_or(0),
+            },
+            Op::Flush => Call::Flush { h: self.h()? },
+            Op::Fsync => {
+                Call::Fsync { h: self.h()?, data_only: p.bool("datasync")?.unwrap_or(false) }
+            }
+            Op::Setattr => Call::Setattr {
+                node: self.node()?,
+                h: self.top.u64("h")?,
+                set: SetAttr {
+                    mode: self.u32(&["mode"])?,
+                    uid: self.u32(&["uid"])?,
+                    gid: self.u32(&["gid"])?,
+                    size: self.u64(&["size"])?,
+                    atime_ns: p.i64("atime")?,
+                    mtime_ns: p.i64("mtime")?,
+                    atime_now: p.bool("atime_now")?.unwrap_or(false),
+                    mtime_now: p.bool("mtime_now")?.unwrap_or(false),
+                },
+            },
+            Op::Readlink => Call::Readlink { node: self.node()? },
+            Op::Link => Call::Link {
+                node: self.node()?,
+                dir: self.u64(&["dir"])?.ok_or_else(|| self.requires("dir"))?,
+                name: self.name("name")?,
+            },
+            Op::Walk => Call::Walk {
+                dir: self.node()?,
+                names: p.strings("names")?.ok_or_else(|| self.requires("names"))?,
+            },
+            _ => Call::Statfs { node: self.node()? },
+        })
+    }
+}
+
+fn first<T>(keys: &[&str], get: impl Fn(&str) -> Result<Option<T>>) -> Result<Option<T>> {
+    for key in keys {
+        if let Some(value) = get(key)? {
+            return Ok(Some(value));
+        }
+    }
+    Ok(None)
+}
+
+impl Call {
+    pub fn op(&self) -> Op {
+        match self {
+            Call::Hello(_) => Op::Hello,
+            Call::Exports => Op::Exports,
+            Call::Lookup { .. } => Op::Lookup,
+            Call::Getattr { .. } => Op::Getattr,
+            Call::Readdirp { .. } => Op::Readdirp,
+            Call::Open { .. } => Op::Open,
+            Call::Read { .. } => Op::Read,
+            Call::Write { .. } => Op::Write,
+            Call::Close { .. } => Op::Close,
+            Call::Create { .. } => Op::Create,
+            Call::Truncate { .. } => Op::Truncate,
+            Call::Unlink { .. } => Op::Unlink,
+            Call::Mkdir { .. } => Op::Mkdir,
+            Call::Rmdir { .. } => Op::Rmdir,
+            Call::Rename { .. } => Op::Rename,
+            Call::Statfs { .. } => Op::Statfs,
+            Call::Symlink { .. } => Op::Symlink,
+            Call::Setxattr { .. } => Op::Setxattr,
+            Call::Getxattr { .. } => Op::Getxattr,
+            Call::Listxattr { .. } => Op::Listxattr,
+            Call::Removexattr { .. } => Op::Removexattr,
+            Call::Lock { .. } => Op::Lock,
+            Call::Flush { .. } => Op::Flush,
+            Call::Fsync { .. } => Op::Fsync,
+            Call::Setattr { .. } => Op::Setattr,
+            Call::Readlink { .. } => Op::Readlink,
+            Call::Link { .. } => Op::Link,
+            Call::Walk { .. } => Op::Walk,
+        }
+    }
+
+    /// The node that the request names at the top of its envelope.
+    pub fn node(&self) -> Option<u64> {
+        match *self {
+            Call::Lookup { dir, .. }
+            | Call::Readdirp { dir, .. }
+            | Call::Create { dir, .. }
+            | Call::Unlink { dir, .. }
+            | Call::Mkdir { dir, .. }
+            | Call::Rmdir { dir, .. }
+            | Call::Symlink { dir, .. }
+            | Call::Walk { dir, .. } => Some(dir),
+            Call::Getattr { node }
+            | Call::Open { node, .. }
+            | Call::Truncate { node, .. }
+            | Call::Statfs { node }
+            | Call::Setxattr { node, .. }
+            | Call::Getxattr { node, .. }
+            | Call::Listxattr { node }
+            | Call::Removexattr { node, .. }
+            | Call::Setattr { node, .. }
+            | Call::Readlink { node }
+            | Call::Link { node, .. } => Some(node),
+            _ => None,
+        }
+    }
+
+    /// The open file that the request is about: requests of one handle keep their order.
+    pub fn handle(&self) -> Option<u64> {
+        match *self {
+            Call::Read { h, .. }
+            | Call::Write { h, .. }
+            | Call::Close { h }
+            | Call::Lock { h, .. }
+            | Call::Flush { h }
+            | Call::Fsync { h, .. } => Some(h),
+            Call::Setattr { h, .. } => h,
+            _ => None,
+        }
+    }
+
+    fn payload(&self) -> Object {
+        let o = Object::new();
+        match self {
+            Call::Hello(hello) => hello.payload(),
+            Call::Lookup { name, .. }
+            | Call::Unlink { name, .. }
+            | Call::Rmdir { name, .. }
+            | Call::Getxattr { name, .. }
+            | Call::Removexattr { name, .. } => put_name(o, "name", name),
+            Call::Readdirp { cookie, max, bytes, .. } => {
+                let o = o.put("cookie", cookie).put("max", max);
+                if *bytes > 0 { o.put("bytes", bytes) } else { o }
+            }
+            Call::Open { flags, .. } => o.put("flags", flags),
+            Call::Read { off, len, .. } => o.put("off", off).put("len", len),
+            Call::Write { off, data, .. } => Object::with_capacity(data.len() / 3 * 4 + 64)
+                .put("off", off)
+                .base64("data_b64", data),
+            Call::Create { name, mode, flags, .. } => {
+                put_name(o, "name", name).put("mode", mode).put("flags", flags)
+            }
+            Call::Truncate { size, .. } => o.put("sz", size),
+            Call::Mkdir { name, mode, .. } => put_name(o, "name", name).put_some("mode", *mode),
+            Call::Rename { from, to, flags } => {
+                let o = put_name(o.put("old_parent", from.0), "old_name", &from.1);
+                let o = put_name(o.put("new_parent", to.0), "new_name", &to.1);
+                if *flags > 0 { o.put("flags", flags) } else { o }
+            }
+            Call::Symlink { name, target, .. } => {
+                put_name(put_name(o, "name", name), "target", target)
+            }
+            Call::Setxattr { name, value, flags, .. } => {
+                put_name(o, "name", name).base64("value_b64", value).put("flags", flags)
+            }
+            Call::Lock { kind, wait, owner, .. } => {
+                let kind = match kind {
+                    Lock::Shared => "shared",
+                    Lock::Exclusive => "exclusive",
+                    Lock::Unlock => "unlock",
+                };
+                o.put("kind", kind).put("wait", wait).put("owner", owner)
+            }
+            Call::Fsync { data_only, .. } => o.put("datasync", data_only),
+            Call::Setattr { set, .. } => o
+                .put_some("mode", set.mode)
+                .put_some("uid", set.uid)
+                .put_some("gid", set.gid)
+                .put_some("size", set.size)
+                .put_some("atime", set.atime_ns)
+                .put_some("mtime", set.mtime_ns)
+                .put_some("atime_now", set.atime_now.then_some(true))
+                .put_some("mtime_now", set.mtime_now.then_some(true)),
+            Call::Link { dir, name, .. } => put_name(o.put("dir", dir), "name", name),
+            Call::Walk { names, .. } => o.put("names", names),
+            _ => o,
+        }
+    }
+}

@@ -1,0 +1,213 @@
+use super::*;
+use crate::wire::{Envelope, Frame};
+use bytes::Bytes;
+use proptest::prelude::*;
+
+fn fault(text: &str) -> Fault {
+    Request::decode_text(text).unwrap_err()
+}
+
+fn decode(frame: &Frame) -> Request {
+    match frame {
+        Frame::Text(text) => Request::decode_text(text).unwrap(),
+        Frame::Binary(bytes) => {
+            let (head, meta, data) = decode_bin(bytes).unwrap();
+            Request::decode_bin(&head, std::str::from_utf8(&meta).unwrap(), data).unwrap()
+        }
+    }
+}
+
+fn reply(op: Op, frame: &Frame) -> Reply {
+    match frame {
+        Frame::Text(text) => decode_reply(op, text).unwrap(),
+        Frame::Binary(bytes) => decode_bin_reply(op, bytes).unwrap(),
+    }
+}
+
+#[test]
+fn arguments_that_lack_are_named() {
+    let e = fault(
+        r#"{"channel":"acheron","type":"acheron.t_fs_lookup","tag":7,"payload":{"name":"x"}}"#,
+    );
+    assert_eq!((e.tag, &*e.message, e.close), (Some(7), "LOOKUP requires node", false));
+    let e = fault(r#"{"channel":"acheron","type":"acheron.t_fs_lookup","tag":7,"node":1}"#);
+    assert_eq!(e.message, "LOOKUP requires a.name");
+    let e =
+        fault(r#"{"channel":"acheron","type":"acheron.t_fs_read","h":1,"payload":{"len":"x"}}"#);
+    assert_eq!(e.message, "len must be u32");
+    let e =
+        fault(r#"{"channel":"acheron","type":"acheron.t_fs_lock","h":1,"payload":{"kind":"x"}}"#);
+    assert_eq!(e.message, "invalid lock kind");
+    let e = fault(
+        r#"{"channel":"acheron","type":"acheron.t_fs_write","h":1,"payload":{"data_b64":"*"}}"#,
+    );
+    assert_eq!(e.message, "invalid base64 payload");
+}
+
+#[test]
+fn only_what_is_no_request_of_any_kind_closes() {
+    assert!(fault("nope").close);
+    assert!(fault(r#"{"channel":"acheron","type":"acheron.t_fs_frobnicate","tag":1}"#).close);
+    assert!(!fault(r#"{"channel":"acheron","type":"acheron.t_walk","tag":1}"#).close);
+    assert!(!fault(r#"{"channel":"control","type":"control.ping"}"#).close);
+}
+
+#[test]
+fn the_later_spellings_are_read_too() {
+    let r = r#"{"channel":"acheron","type":"acheron.t_fs_read","tag":1,"h":3,"payload":{"offset":5,"count":6}}"#;
+    assert_eq!(Request::decode_text(r).unwrap().call, Call::Read { h: 3, off: 5, len: 6 });
+    let r = r#"{"channel":"acheron","type":"acheron.t_fs_open","tag":1,"node":3,"payload":{"mode":"rw"}}"#;
+    assert_eq!(Request::decode_text(r).unwrap().call, Call::Open { node: 3, flags: 2 });
+    let r = r#"{"channel":"acheron","type":"acheron.t_fs_readdirp","tag":1,"node":3,"payload":{"count":9}}"#;
+    let call = Request::decode_text(r).unwrap().call;
+    assert_eq!(call, Call::Readdirp { dir: 3, cookie: 0, max: 9, bytes: 0 });
+}
+
+#[test]
+fn old_error_spellings_and_hostile_replies() {
+    let text = |s: &str| decode_reply(Op::Lookup, s).unwrap_err();
+    let e = text(
+        r#"{"channel":"acheron","type":"acheron.err_fs","tag":1,"ok":false,"error":{"no":39,"msg":"x"}}"#,
+    );
+    assert_eq!((e.errno(), &*e.message), (39, "x"));
+    for broken in [
+        "{}",
+        "x",
+        r#"{"channel":"acheron","type":"acheron.r_fs_read","tag":1,"ok":true,"payload":{}}"#,
+        r#"{"channel":"acheron","type":"acheron.r_fs_lookup","tag":1,"ok":true,"payload":{"attr":7}}"#,
+        r#"{"channel":"acheron","type":"acheron.err_fs","tag":1,"ok":false,"error":{"errno":99999999999}}"#,
+    ] {
+        assert!(text(broken).is_peer_lost(), "{broken}");
+    }
+}
+
+#[test]
+fn hello_offers_and_accepts() {
+    let binding = Binding { agent_id: Some("alice".into()), ..Binding::default() };
+    let hello = Hello {
+        auth_token: Some("t".into()),
+        binding: Some(binding),
+        ext: Some(Ext::all()),
+        ..Hello::default()
+    };
+    let request = Request { tag: Some(1), call: Call::Hello(hello.clone()) };
+    assert_eq!(decode(&request.encode(false)), request);
+    let ours = Ext { bin: false, max_inflight: 8, ops: vec![Op::Fsync], session: None };
+    let accepted = hello.ext.unwrap().accept(&ours);
+    assert_eq!((accepted.bin, accepted.max_inflight, accepted.ops), (false, 8, vec![Op::Fsync]));
+    let other = r#"{"protocol":"unified-v2-fs","proto":2,"ext":{"v":9}}"#;
+    assert_eq!(Hello::read(&Fields::parse(other).unwrap()).unwrap().ext, None);
+    for (text, message) in [
+        (r#"{}"#, "MissingField"),
+        (r#"{"protocol":"zz","proto":2}"#, "ProtocolMismatch"),
+        (r#"{"protocol":"unified-v2-fs","proto":"2"}"#, "InvalidType"),
+    ] {
+        assert_eq!(Hello::read(&Fields::parse(text).unwrap()).unwrap_err().message, message);
+    }
+}
+
+#[test]
+fn events_survive_the_wire() {
+    for event in [
+        Event::Attr { node: 5 },
+        Event::Data { node: 5, generation: Some(9) },
+        Event::All { node: 5, generation: None },
+        Event::Dir { dir: 7 },
+        Event::Resync,
+    ] {
+        let text = event.encode();
+        assert_eq!(Event::decode(&Envelope::parse(&text).unwrap()), Some(event));
+    }
+}
+
+#[test]
+fn binary_frames_that_lie_about_their_lengths_are_refused() {
+    let call = Call::Write { h: 1, off: 2, data: Bytes::from_static(b"abc") };
+    let Frame::Binary(good) = (Request { tag: Some(9), call }).encode(true) else { panic!() };
+    assert_eq!(frame_tag(&good), Some(9));
+    let Frame::Binary(again) = retag(&good, 77) else { panic!() };
+    assert_eq!(decode_bin(&again).unwrap().0.tag, 77);
+    for cut in 0..good.len() {
+        assert!(decode_bin(&good.slice(..cut)).is_err());
+    }
+    let mut bad = good.to_vec();
+    bad[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert!(decode_bin(&bad.into()).is_err());
+}
+
+#[test]
+fn tags_are_found_without_parsing_everything() {
+    for reply in [Reply::Done, Reply::Data { bytes: Bytes::from_static(b"\"tag\":3"), eof: true }] {
+        let Frame::Text(text) = reply.encode(Op::Read, Some(42), false) else { panic!() };
+        assert_eq!(text_tag(&text), Some(42));
+    }
+    assert_eq!(
+        text_tag(r#"{"payload":{"tag":1},"tag":2,"channel":"acheron","type":"acheron.x"}"#),
+        Some(2)
+    );
+    assert_eq!(text_tag(&Event::Resync.encode()), None);
+    assert_eq!(text_tag("garbage"), None);
+}
+
+fn name() -> impl Strategy<Value = OsString> {
+    proptest::collection::vec(1u8..=255, 1..20).prop_map(OsString::from_vec)
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let id = 1u64..(1 << 53);
+    prop_oneof![
+        (id.clone(), name()).prop_map(|(dir, name)| Call::Lookup { dir, name }),
+        (id.clone(), any::<u64>(), any::<u32>(), 0u32..9)
+            .prop_map(|(dir, cookie, max, bytes)| { Call::Readdirp { dir, cookie, max, bytes } }),
+        (id.clone(), any::<u64>(), proptest::collection::vec(any::<u8>(), 0..200))
+            .prop_map(|(h, off, data)| Call::Write { h, off, data: data.into() }),
+        (id.clone(), name(), any::<u32>(), any::<u32>())
+            .prop_map(|(dir, name, mode, flags)| Call::Create { dir, name, mode, flags }),
+        ((id.clone(), name()), (id.clone(), name()), 0u32..3)
+            .prop_map(|(from, to, flags)| Call::Rename { from, to, flags }),
+        (id.clone(), any::<bool>(), any::<u64>()).prop_map(|(h, wait, owner)| Call::Lock {
+            h,
+            kind: Lock::Shared,
+            wait,
+            owner
+        }),
+        (id.clone(), any::<Option<u32>>(), any::<Option<i64>>(), any::<bool>()).prop_map(
+            |(node, mode, mtime_ns, atime_now)| Call::Setattr {
+                node,
+                h: None,
+                set: SetAttr { mode, mtime_ns, atime_now, ..SetAttr::default() }
+            }
+        ),
+        (id.clone(), id, name()).prop_map(|(node, dir, name)| Call::Link { node, dir, name }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn requests_survive_the_wire(tag in any::<u32>(), call in call(), bin in any::<bool>()) {
+        let request = Request { tag: Some(tag), call };
+        prop_assert_eq!(decode(&request.encode(bin)), request);
+    }
+
+    #[test]
+    fn data_and_listings_survive_the_wire(
+        bytes in proptest::collection::vec(any::<u8>(), 0..300),
+        names in proptest::collection::vec(name(), 0..5),
+        eof: bool, bin: bool,
+    ) {
+        let data = Reply::Data { bytes: bytes.into(), eof };
+        prop_assert_eq!(reply(Op::Read, &data.encode(Op::Read, Some(1), bin)), data);
+        let entries = names.into_iter().map(|name| DirEntry { name, attr: Attr { id: 9, kind: 1, ..Attr::default() } });
+        let dir = Reply::Dir { entries: entries.collect(), next: 7, eof, dir_gen: 3 };
+        prop_assert_eq!(reply(Op::Readdirp, &dir.encode(Op::Readdirp, Some(1), bin)), dir);
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let bytes = Bytes::from(bytes);
+        let _ = decode_bin(&bytes);
+        let text = String::from_utf8_lossy(&bytes);
+        let _ = Request::decode_text(&text);
+        let _ = text_tag(&text);
+    }
+}
