@@ -11,7 +11,7 @@ mod stop;
 mod time;
 mod timer;
 
-pub use cancel::{Cancel, Notify, Parked, Wait};
+pub use cancel::{Cancel, Notify, OnCancel, Parked, Wait};
 pub use error::{Code, Error, Level, Result, ResultExt};
 pub use name::{Name, TreePath};
 pub use pool::{Lanes, Pool};

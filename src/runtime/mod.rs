@@ -1,1 +1,3 @@
-//! stub
+//! Agents and their work.
+
+pub mod provider;
