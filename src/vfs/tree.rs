@@ -5,7 +5,7 @@ use super::{
     Attr, Caps, Cx, DirPage, EventSink, Handle, LockRequest, NodeId, OpenFlags, Opened, Read,
     ReadDir, RenameFlags, SetAttr, StatFs, Watch, Written, XattrFlags,
 };
-use crate::base::{Error, Name, Result};
+use crate::base::{Error, Name, Result, TreePath};
 use bytes::Bytes;
 
 /// A tree of files. What an implementation does not offer answers ENOSYS.
@@ -136,6 +136,11 @@ pub trait Tree: Send + Sync {
     }
 
     fn statfs(&self, cx: &Cx, node: NodeId) -> Result<StatFs>;
+
+    /// Where a node is, as far as the tree knows: its path when it was last looked up, or renamed here.
+    fn path(&self, _: &Cx, _: NodeId) -> Result<TreePath> {
+        unsupported()
+    }
 
     /// A hint: nobody uses this id again unless the tree tells it anew. Trees bound what they keep of
     /// nodes with or without it; an id that had to go answers ESTALE, and the caller looks it up again.

@@ -21,9 +21,5 @@ pub enum Frame {
     Binary(Bytes),
 }
 
-/// Largest message that either side sends: 4 MiB and a header's worth (design: frame limits).
-pub const MESSAGE_MAX: usize = 4 * 1024 * 1024 + 4096;
-/// Largest message before the sender has proved who it is.
-pub const MESSAGE_MAX_UNAUTHENTICATED: usize = 64 * 1024;
 /// Most bytes of file data in one READ reply or WRITE request.
 pub const DATA_MAX: usize = 1024 * 1024;

@@ -12,7 +12,8 @@ pub use bin::{BIN_HEADER, BIN_VERSION, BinKind, Head, decode_bin, frame_tag, ret
 pub use event::Event;
 pub use hello::{Binding, Caps, Ext, Hello, HelloReply, PROTO, PROTOCOL};
 pub use reply::{
-    Attr, DirEntry, Export, ExportCaps, Failure, OpenReply, Reply, StatFs, decode_reply,
+    Attr, DirEntry, Export, ExportCaps, Failure, OpenReply, Reply, StatFs, decode_bin_reply,
+    decode_reply,
 };
 pub use request::{Call, Fault, Lock, Request, SetAttr};
 

@@ -287,44 +287,42 @@ impl OpenReply {
     }
 }
 
-/// What a peer answered to `op`. Errors: the peer's own, with its errno; `unavailable` for an answer
-/// that makes no sense, for then nothing this peer says can be trusted.
-pub fn decode_reply(op: Op, frame: &Frame) -> Result<Reply> {
-    let nonsense = |what: &str| {
-        Error::new(Code::Unavailable, format!("the peer's reply to {} {what}", op.upper()))
-    };
-    match frame {
-        Frame::Binary(bytes) => {
-            let (head, meta, data) = decode_bin(bytes).map_err(|e| nonsense(&e.message))?;
-            let meta = std::str::from_utf8(&meta).ok().and_then(|m| Fields::parse(m).ok());
-            let meta = meta.ok_or_else(|| nonsense("has no JSON meta"))?;
-            if head.kind != BinKind::Reply || head.op != op || op != Op::Read {
-                return Err(nonsense("is a binary frame of another operation"));
-            }
-            let eof = meta.bool("eof").ok().flatten().unwrap_or(false);
-            Ok(Reply::Data { bytes: data, eof })
-        }
-        Frame::Text(text) => {
-            let e = Envelope::parse(text).map_err(|m| nonsense(m.fault))?;
-            if e.channel != Channel::Acheron {
-                return Err(nonsense("is of another channel"));
-            }
-            if e.name == "err_fs" {
-                return Err(
-                    read_failure(&e.fields).unwrap_or_else(|_| nonsense("is a broken error"))
-                );
-            }
-            if e.name.strip_prefix("r_fs_") != Some(op.wire()) {
-                return Err(nonsense("is of another type"));
-            }
-            if e.fields.bool("ok").ok().flatten() == Some(false) {
-                return Err(nonsense("says both success and failure"));
-            }
-            let payload =
-                Fields::parse(e.payload()).map_err(|_| nonsense("has no payload object"))?;
-            Reply::read(op, &payload).map_err(|e| nonsense(&e.message))
-        }
+/// What a peer answered to `op` in JSON. Errors: the peer's own, with its errno; `unavailable` for an
+/// answer that makes no sense, for then nothing this peer says can be trusted.
+pub fn decode_reply(op: Op, text: &str) -> Result<Reply> {
+    let nonsense = |what: &str| nonsense(op, what);
+    let e = Envelope::parse(text).map_err(|m| nonsense(m.fault))?;
+    if e.channel != Channel::Acheron {
+        return Err(nonsense("is of another channel"));
     }
+    if e.name == "err_fs" {
+        return Err(read_failure(&e.fields).unwrap_or_else(|_| nonsense("is a broken error")));
+    }
+    if e.name.strip_prefix("r_fs_") != Some(op.wire()) {
+        return Err(nonsense("is of another type"));
+    }
+    if e.fields.bool("ok").ok().flatten() == Some(false) {
+        return Err(nonsense("says both success and failure"));
+    }
+    let payload = Fields::parse(e.payload()).map_err(|_| nonsense("has no payload object"))?;
+    Reply::read(op, &payload).map_err(|e| nonsense(&e.message))
+}
+
+/// What a peer answered to `op` in a binary frame; only READ is answered so. The data is a slice of it.
+pub fn decode_bin_reply(op: Op, frame: &Bytes) -> Result<Reply> {
+    let nonsense = |what: &str| nonsense(op, what);
+    let (head, meta, data) = decode_bin(frame).map_err(|e| nonsense(&e.message))?;
+    let meta = std::str::from_utf8(&meta).ok().and_then(|m| Fields::parse(m).ok());
+    let meta = meta.ok_or_else(|| nonsense("has no JSON meta"))?;
+    if head.kind != BinKind::Reply || head.op != op || op != Op::Read {
+        return Err(nonsense("is a binary frame of another operation"));
+    }
+    let eof = meta.bool("eof").ok().flatten().unwrap_or(false);
+    Ok(Reply::Data { bytes: data, eof })
+}
+
+fn nonsense(op: Op, what: &str) -> Error {
+    Error::new(Code::Unavailable, format!("the peer's reply to {} {what}", op.upper()))
 }
 
 fn read_failure(f: &Fields<'_>) -> Result<Error> {

@@ -1,0 +1,66 @@
+# Builds, checks, tests and installs spiderweb. `make help` lists the targets.
+SHELL       := /bin/bash
+CARGO       ?= cargo
+PREFIX      ?= /usr/local
+DESTDIR     ?=
+PROVIDER    ?= echo
+MODEL       ?=
+
+bindir      := $(DESTDIR)$(PREFIX)/bin
+mandir      := $(DESTDIR)$(PREFIX)/share/man
+docdir      := $(DESTDIR)$(PREFIX)/share/doc/spiderweb
+PROGRAMS    := spiderweb spiderweb-config spiderweb-control spiderweb-fs-node spiderweb-fs-mount
+
+.DEFAULT_GOAL := build
+.PHONY: build release check test bench demo install uninstall setup setup-check setup-demo clean help
+
+build: ## Build all programs with debug assertions
+	$(CARGO) build --locked
+
+release: ## Build all programs as they are installed
+	$(CARGO) build --locked --release
+
+setup-check:
+	@tests/setup cc:gcc mandoc:mandoc
+
+setup: ## Install the Debian packages that building and testing need
+	@tests/setup cc:gcc mandoc:mandoc fusermount3:fuse3 git:git
+
+setup-demo:
+	@tests/setup cc:gcc fusermount3:fuse3
+
+check: setup-check ## Check formatting, lints, manual pages and the order of the rooms
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	mandoc -T lint -W warning man/*.[1-8]
+	$(CARGO) test --locked --test suite tidy::
+
+test: setup ## Run all tests
+	$(CARGO) build --locked
+	$(CARGO) test --locked
+
+bench: setup ## Measure, beside the peers that are installed
+	$(CARGO) build --locked --release --example echo
+	$(CARGO) build --locked --release
+	tests/bench/run
+
+demo: setup-demo ## Show an agent at work: gateway, two nodes, a mount, a failover
+	$(CARGO) build --locked --release
+	PROVIDER='$(PROVIDER)' MODEL='$(MODEL)' tests/demo target/release
+
+install: release ## Install below $(DESTDIR)$(PREFIX)
+	install -d $(bindir) $(mandir)/man1 $(mandir)/man5 $(mandir)/man7 $(mandir)/man8 $(docdir)
+	install -m 0755 $(addprefix target/release/,$(PROGRAMS)) $(bindir)
+	for page in man/*.[1-8]; do install -m 0644 $$page $(mandir)/man$${page##*.}/ || exit 1; done
+	install -m 0644 README.md ARCHITECTURE.md CHANGELOG.md LICENSE $(docdir)
+
+uninstall: ## Remove what install installed
+	rm -f $(addprefix $(bindir)/,$(PROGRAMS))
+	for page in man/*.[1-8]; do rm -f $(mandir)/man$${page##*.}/$${page##*/}; done
+	rm -rf $(docdir)
+
+clean: ## Remove what was built
+	$(CARGO) clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,0 +1,363 @@
+//! The operations, one line each in [`TABLE`], and the way every request goes: order, gate, role,
+//! scope, then its handler (spec: control 3 to 5). To add one: a handler in the file of its subject, a
+//! line here, an entry in spiderweb-protocol(7), a test.
+
+mod agents;
+mod handshake;
+mod joining;
+mod nodes;
+mod projects;
+mod sessions;
+
+use super::session::{Door, Role, Session};
+use super::state::{MOTHER, State};
+use super::workspace::Viewer;
+use super::{Agents, Plane};
+use crate::base::{Code, Error, Result, id, now_ms};
+use crate::wire::control::{self, Correlation, RESPONSES};
+use crate::wire::{Envelope, Fields, Frame, Object};
+use std::sync::Arc;
+
+/// Who may call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Anyone,
+    Admin,
+    /// Anyone who holds what the payload must carry: an invite, or a node's own secret. Also through
+    /// `/v2/join`.
+    Node,
+}
+
+/// The second factor that a mutation asks for, where one is configured (spec: control 5.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    None,
+    Node,
+    Operator,
+    Project,
+}
+
+/// An operation.
+pub struct Op {
+    pub name: &'static str,
+    pub access: Access,
+    /// May be called while the connect gate is set.
+    pub passes_gate: bool,
+    pub scope: Scope,
+    /// Its errors carry `correlation_id`.
+    pub correlates: bool,
+    run: fn(&mut Call<'_>) -> Result<Object>,
+}
+
+const fn op(
+    name: &'static str,
+    access: Access,
+    scope: Scope,
+    run: fn(&mut Call<'_>) -> Result<Object>,
+) -> Op {
+    Op { name, access, passes_gate: matches!(access, Access::Node), scope, correlates: true, run }
+}
+
+impl Op {
+    const fn passing(self) -> Op {
+        Op { passes_gate: true, ..self }
+    }
+
+    const fn uncorrelated(self) -> Op {
+        Op { correlates: false, ..self }
+    }
+}
+
+/// Every operation that is served.
+pub const TABLE: &[Op] = &[
+    op("version", Access::Anyone, Scope::None, handshake::version).passing().uncorrelated(),
+    op("connect", Access::Anyone, Scope::None, handshake::connect).passing().uncorrelated(),
+    op("ping", Access::Anyone, Scope::None, handshake::ping).passing().uncorrelated(),
+    op("session_attach", Access::Anyone, Scope::None, sessions::attach).passing().uncorrelated(),
+    op("session_list", Access::Anyone, Scope::None, sessions::list).uncorrelated(),
+    op("session_status", Access::Anyone, Scope::None, sessions::status).uncorrelated(),
+    op("session_resume", Access::Anyone, Scope::None, sessions::resume).uncorrelated(),
+    op("session_close", Access::Anyone, Scope::None, sessions::close).uncorrelated(),
+    op("agent_list", Access::Anyone, Scope::None, agents::list).passing(),
+    op("agent_get", Access::Anyone, Scope::None, agents::get).passing(),
+    op("node_invite_create", Access::Admin, Scope::Node, joining::invite_create),
+    op("node_join", Access::Node, Scope::None, joining::join),
+    op("node_join_request", Access::Node, Scope::None, joining::request),
+    op("node_join_pending_list", Access::Admin, Scope::Operator, joining::pending_list),
+    op("node_join_approve", Access::Admin, Scope::Operator, joining::approve),
+    op("node_join_deny", Access::Admin, Scope::Operator, joining::deny),
+    op("node_lease_refresh", Access::Node, Scope::None, nodes::lease_refresh),
+    op("node_service_upsert", Access::Node, Scope::None, nodes::service_upsert),
+    op("node_list", Access::Admin, Scope::None, nodes::list),
+    op("node_get", Access::Admin, Scope::None, nodes::get),
+    op("node_delete", Access::Node, Scope::Node, nodes::delete),
+    op("project_up", Access::Anyone, Scope::Project, projects::up),
+    op("project_list", Access::Anyone, Scope::None, projects::list).passing(),
+    op("project_get", Access::Anyone, Scope::None, projects::get).passing(),
+    op("workspace_status", Access::Anyone, Scope::None, projects::workspace_status),
+];
+
+/// Names of the protocol that are not served yet: known, so answered `unsupported` rather than as
+/// something that never existed.
+const RESERVED: &[&str] = &[
+    "session_restore",
+    "session_history",
+    "debug_subscribe",
+    "debug_unsubscribe",
+    "metrics",
+    "auth_status",
+    "auth_rotate",
+    "node_service_get",
+    "node_service_watch",
+    "node_service_unwatch",
+    "project_create",
+    "project_update",
+    "project_delete",
+    "project_mount_set",
+    "project_mount_remove",
+    "project_mount_list",
+    "project_token_rotate",
+    "project_token_revoke",
+    "project_activate",
+    "reconcile_status",
+    "audit_tail",
+];
+
+/// Scope tokens that are configured (spec: control 5.4).
+#[derive(Clone, Debug, Default)]
+pub struct Scopes {
+    pub operator: Option<String>,
+    pub project: Option<String>,
+    pub node: Option<String>,
+}
+
+impl Scopes {
+    /// From `SPIDERWEB_CONTROL_OPERATOR_TOKEN`, `…_PROJECT_SCOPE_TOKEN`, `…_NODE_SCOPE_TOKEN`.
+    pub fn from_env() -> Scopes {
+        let var = |name: &str| {
+            let value = std::env::var(format!("SPIDERWEB_CONTROL_{name}_TOKEN")).ok()?;
+            Some(value.trim().to_owned()).filter(|v| !v.is_empty())
+        };
+        Scopes { operator: var("OPERATOR"), project: var("PROJECT_SCOPE"), node: var("NODE_SCOPE") }
+    }
+
+    fn check(&self, scope: Scope, payload: &Fields<'_>) -> Result<()> {
+        let given = |name: &str| match payload.str(name)? {
+            Some(s) if s.is_empty() => {
+                Err(Error::new(Code::InvalidPayload, format!("{name} must not be empty")))
+            }
+            given => Ok(given),
+        };
+        let verify = |name: &str, token: &str, given: &str| {
+            if id::same_secret(token, given) {
+                Ok(())
+            } else {
+                Err(Error::new(Code::OperatorAuthFailed, format!("{name} is wrong")))
+            }
+        };
+        // The operator's token satisfies every scope.
+        if let Some(token) = &self.operator
+            && let Some(given) = given("operator_token")?
+        {
+            return verify("operator_token", token, &given);
+        }
+        let (name, token) = match scope {
+            Scope::Project => ("project_scope_token", &self.project),
+            Scope::Node => ("node_scope_token", &self.node),
+            Scope::Operator | Scope::None => ("operator_token", &None),
+        };
+        match (token, &self.operator) {
+            (Some(token), _) => {
+                let given = given(name)?.ok_or_else(|| Error::missing(name))?;
+                verify(name, token, &given)
+            }
+            (None, Some(_)) => Err(Error::missing("operator_token")),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+/// What the operations work on; one for the gateway.
+pub struct Context {
+    pub plane: Arc<Plane>,
+    pub agents: Arc<dyn Agents>,
+    pub scopes: Scopes,
+}
+
+impl Context {
+    /// No project or no agent has been made yet (spec: control 4.2).
+    pub fn bootstrap_only(&self, state: &State) -> bool {
+        let project = state.projects.values().any(|p| !p.is_system());
+        let agent = || self.agents.list().is_ok_and(|a| a.iter().any(|a| a.id != MOTHER));
+        !project || !agent()
+    }
+}
+
+/// One request on its way through its handler.
+struct Call<'a> {
+    cx: &'a Context,
+    session: &'a mut Session,
+    payload: Fields<'a>,
+    has_payload: bool,
+}
+
+impl Call<'_> {
+    /// The project token in the payload. Errors: `invalid_payload`.
+    fn project_token(&self) -> Result<Option<String>> {
+        let token = self.payload.string("project_token")?;
+        match token {
+            Some(t) if t.is_empty() || t.len() > SECRET_MAX => {
+                Err(Error::new(Code::InvalidPayload, "project_token must have 1 to 256 bytes"))
+            }
+            token => Ok(token),
+        }
+    }
+
+    /// A duration in milliseconds, capped to what a lease or invite may last.
+    fn duration_ms(&self, name: &str, default_ms: i64) -> Result<i64> {
+        match self.payload.i64(name)? {
+            None => Ok(default_ms),
+            Some(ms) if (0..=DURATION_MAX_MS).contains(&ms) => Ok(ms),
+            Some(_) => Err(Error::new(
+                Code::InvalidPayload,
+                format!("{name} must be 0 to {DURATION_MAX_MS} (30 days)"),
+            )),
+        }
+    }
+
+    fn viewer<'v>(&'v self, token: Option<&'v str>) -> Viewer<'v> {
+        Viewer {
+            agent_id: self.session.agent_id().unwrap_or_default(),
+            admin: self.session.is_admin(),
+            token,
+        }
+    }
+}
+
+const SECRET_MAX: usize = 256;
+/// Longest lease or invite (spec: control 18): 30 days.
+const DURATION_MAX_MS: i64 = 30 * 86_400_000;
+
+/// The answer to a request, and whether the connection ends with it.
+pub struct Answer {
+    pub frame: Frame,
+    pub close: bool,
+}
+
+/// Answers one well-formed message of the control channel.
+pub fn handle(cx: &Context, session: &mut Session, envelope: &Envelope<'_>) -> Answer {
+    let name = &*envelope.name;
+    let id = envelope.id.as_deref();
+    let refuse = |e: Error, correlates: bool| {
+        let shown = envelope.correlation_id.as_deref().or(id);
+        let correlation = if correlates { Correlation::Shown(shown) } else { Correlation::Omitted };
+        let close = e.code == Code::ProtocolMismatch;
+        Answer { frame: control::error(id, correlation, &e), close }
+    };
+    let Some(op) = TABLE.iter().find(|op| op.name == name) else {
+        return refuse(unknown(name), false);
+    };
+    if let Err(e) = admit(cx, session, op, envelope) {
+        return refuse(e, false);
+    }
+    let outcome = enter(cx, session, op, envelope).and_then(|mut call| (op.run)(&mut call));
+    match outcome {
+        Ok(payload) => Answer { frame: control::reply(name, id, &payload.finish()), close: false },
+        Err(e) => refuse(e, op.correlates),
+    }
+}
+
+/// The error for a name without a handler (spec: control 3.3).
+fn unknown(name: &str) -> Error {
+    if RESPONSES.contains(&name) || RESERVED.contains(&name) {
+        return Error::new(Code::Unsupported, "unsupported control operation");
+    }
+    Error::new(Code::UnsupportedLegacyApi, "UnsupportedType")
+}
+
+/// Order and gate: what is checked before an operation is looked at (spec: control 4).
+fn admit(cx: &Context, session: &Session, op: &Op, envelope: &Envelope<'_>) -> Result<()> {
+    if !session.negotiated && op.name != "version" {
+        return Err(Error::new(Code::ProtocolMismatch, "control.version must be negotiated first"));
+    }
+    if session.door == Door::Join
+        && op.access != Access::Node
+        && !matches!(op.name, "version" | "connect" | "ping")
+    {
+        return Err(Error::new(
+            Code::Forbidden,
+            format!("control.{} is not for /v2/join; connect to / with a token", envelope.name),
+        ));
+    }
+    if !op.passes_gate && session.active().is_none() && session.principal.role == Role::User {
+        let state = cx.plane.state();
+        if let Some(gate) = session.gate(cx.bootstrap_only(&state)) {
+            return Err(gate.error());
+        }
+    }
+    Ok(())
+}
+
+/// Role, correlation, payload and scope (spec: control 5).
+fn enter<'a>(
+    cx: &'a Context,
+    session: &'a mut Session,
+    op: &Op,
+    envelope: &'a Envelope<'a>,
+) -> Result<Call<'a>> {
+    if op.access == Access::Admin && !session.is_admin() {
+        let message = format!("control.{} is for admins", op.name);
+        return Err(Error::new(Code::Forbidden, message));
+    }
+    let value = envelope.fields.get("payload");
+    // A node that proves itself with its secret needs no second factor.
+    let scoped = op.scope != Scope::None && session.principal.role != Role::Nobody;
+    if scoped {
+        if envelope.correlation_id.is_none() && envelope.id.is_none() {
+            return Err(Error::new(
+                Code::CorrelationRequired,
+                format!("control.{} needs an id or a correlation_id", op.name),
+            ));
+        }
+        if !envelope.fields.has("payload") {
+            return Err(Error::missing("payload"));
+        }
+    }
+    let payload = match value {
+        Some(value) => Fields::of("payload", value)?,
+        None if envelope.fields.has("payload") && scoped => {
+            return Err(Error::new(Code::InvalidPayload, "payload must be an object"));
+        }
+        None => Fields::default(),
+    };
+    if scoped {
+        cx.scopes.check(op.scope, &payload)?;
+    }
+    Ok(Call { cx, session, payload, has_payload: value.is_some() })
+}
+
+/// Reads an identifier (spec: control 7). Errors: `invalid_payload`, naming the field.
+fn identifier(name: &str, value: String, max: usize) -> Result<String> {
+    if id::is_identifier(&value, max) {
+        return Ok(value);
+    }
+    Err(Error::new(
+        Code::InvalidPayload,
+        format!("{name} must be 1 to {max} characters of A-Z a-z 0-9 . _ -"),
+    ))
+}
+
+/// Reads text for people: 1 to `max` bytes without control characters.
+fn text(name: &str, value: String, max: usize) -> Result<String> {
+    if value.is_empty() || value.len() > max || value.bytes().any(|b| b < 0x20) {
+        return Err(Error::new(
+            Code::InvalidPayload,
+            format!("{name} must have 1 to {max} bytes and no control characters"),
+        ));
+    }
+    Ok(value)
+}
+
+fn now() -> i64 {
+    now_ms()
+}

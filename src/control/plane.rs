@@ -1,0 +1,162 @@
+//! The plane: the one owner of the state. A mutation is validated against the newest state, made
+//! durable, then published and answered; many may be on their way to the disk at once. Readers see only
+//! what is durable.
+
+use super::state::{Change, PREFIX, State};
+use crate::base::{Code, Error, Notify, Result, now_ms};
+use crate::store::{Kv, Txn};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+
+/// Called after changes became durable, in their order, on the thread that wrote them: must be short
+/// and must not wait.
+pub type Listener = Arc<dyn Fn(&[Change]) + Send + Sync>;
+
+pub struct Plane {
+    kv: Arc<dyn Kv>,
+    /// Lock order: `head` before `published`.
+    head: Mutex<Head>,
+    published: RwLock<Arc<State>>,
+    listeners: RwLock<Vec<Listener>>,
+    changed: Notify,
+}
+
+/// The newest state, which mutations are validated against, with those still on their way.
+struct Head {
+    state: State,
+    in_flight: usize,
+    /// A commit failed, so `state` holds what never became durable.
+    stale: bool,
+}
+
+impl Plane {
+    /// Reads the state from the store. Errors: `storage_error` when any of it cannot be read; nothing is
+    /// written then.
+    pub fn open(kv: Arc<dyn Kv>) -> Result<Arc<Plane>> {
+        let state = load(&*kv)?;
+        Ok(Arc::new(Plane {
+            kv,
+            published: RwLock::new(Arc::new(state.clone())),
+            head: Mutex::new(Head { state, in_flight: 0, stale: false }),
+            listeners: RwLock::default(),
+            changed: Notify::default(),
+        }))
+    }
+
+    /// What is durable, as of now.
+    pub fn state(&self) -> Arc<State> {
+        self.published.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notified after every published mutation.
+    pub fn changed(&self) -> &Notify {
+        &self.changed
+    }
+
+    pub fn listen(&self, listener: Listener) {
+        self.listeners.write().unwrap_or_else(PoisonError::into_inner).push(listener);
+    }
+
+    /// Runs one mutation: `decide` looks at the newest state and says what to answer and what to change.
+    /// Returns when the changes are durable. Errors: what `decide` says, and nothing has changed;
+    /// `storage_error` when the changes could not be written, and nothing has changed either.
+    pub fn mutate<T>(
+        self: &Arc<Plane>,
+        decide: impl FnOnce(&State, i64) -> Result<(T, Vec<Change>)>,
+    ) -> Result<T> {
+        let done = Arc::new(Outcome::default());
+        let answer = {
+            let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+            self.refresh(&mut head)?;
+            let (answer, changes) = decide(&head.state, now_ms())?;
+            if changes.is_empty() {
+                return Ok(answer);
+            }
+            for change in &changes {
+                head.state.apply(change);
+            }
+            head.in_flight += 1;
+            // Handed over under the lock, so that commits reach the disk in the order decided.
+            let (plane, done) = (self.clone(), done.clone());
+            self.kv
+                .commit_then(txn(&changes), Box::new(move |r| done.set(plane.finish(&changes, r))));
+            answer
+        };
+        done.wait()?;
+        Ok(answer)
+    }
+
+    /// After a failed commit: takes the state from the disk again, once nothing is on its way.
+    fn refresh(&self, head: &mut Head) -> Result<()> {
+        if !head.stale {
+            return Ok(());
+        }
+        if head.in_flight > 0 {
+            return Err(Error::new(Code::StorageError, "the store is failing; try again"));
+        }
+        head.state = load(&*self.kv)?;
+        *self.published.write().unwrap_or_else(PoisonError::into_inner) =
+            Arc::new(head.state.clone());
+        head.stale = false;
+        Ok(())
+    }
+
+    /// On the writing thread: publishes what is durable now.
+    fn finish(&self, changes: &[Change], result: Result<u64>) -> Result<()> {
+        if let Err(e) = result {
+            let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+            head.in_flight -= 1;
+            head.stale = true;
+            log::error!("a control mutation could not be stored: {e}");
+            return Err(e.recode(Code::StorageError).context("nothing was changed"));
+        }
+        {
+            let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
+            let state = Arc::make_mut(&mut published);
+            changes.iter().for_each(|c| state.apply(c));
+        }
+        self.head.lock().unwrap_or_else(PoisonError::into_inner).in_flight -= 1;
+        let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner).clone();
+        listeners.iter().for_each(|l| l(changes));
+        self.changed.notify();
+        Ok(())
+    }
+}
+
+fn load(kv: &dyn Kv) -> Result<State> {
+    State::load(kv.range(PREFIX)?.into_iter().map(|row| (row.key, row.value)))
+}
+
+fn txn(changes: &[Change]) -> Txn {
+    let mut txn = Txn::default();
+    for (key, value) in changes.iter().map(Change::row) {
+        match value {
+            Some(value) => txn.puts.push((key, value)),
+            None => txn.deletes.push(key),
+        }
+    }
+    txn
+}
+
+/// Where the caller of a mutation waits for the writing thread.
+#[derive(Default)]
+struct Outcome {
+    result: Mutex<Option<Result<()>>>,
+    ready: Condvar,
+}
+
+impl Outcome {
+    fn set(&self, result: Result<()>) {
+        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        self.ready.notify_one();
+    }
+
+    fn wait(&self) -> Result<()> {
+        let mut result = self.result.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(result) = result.take() {
+                return result;
+            }
+            result = self.ready.wait(result).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! The control plane's state: what there is of nodes, invites, projects and bindings, the changes that
+//! can be made to it, and their form in the store. No decisions: those are in `ops`.
+
+use crate::base::{Code, Error, Result, ResultExt};
+use crate::wire::control::Platform;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The built-in agent that sets the others up (spec: control 5.3).
+pub const MOTHER: &str = "mother";
+/// The built-in project (spec: control 5.3).
+pub const SYSTEM: &str = "system";
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    pub number: u64,
+    pub name: String,
+    pub fs_url: String,
+    pub secret: String,
+    pub lease_token: String,
+    pub platform: Platform,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub services: Vec<Service>,
+    pub joined_at_ms: i64,
+    pub last_seen_ms: i64,
+    pub lease_expires_at_ms: i64,
+}
+
+impl Node {
+    pub fn id(&self) -> String {
+        format!("node-{}", self.number)
+    }
+
+    pub fn online(&self, now_ms: i64) -> bool {
+        self.lease_expires_at_ms > now_ms
+    }
+}
+
+/// A service of a node's catalogue: the members that matter here, and the whole as it was published.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    pub service_id: String,
+    pub version: String,
+    pub document: serde_json::Value,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Invite {
+    pub number: u64,
+    pub token: String,
+    pub created_at_ms: i64,
+    pub expires_at_ms: i64,
+    pub redeemed: bool,
+}
+
+/// A node that asked to join, and what became of it. The answer is kept for the asker until it fetches
+/// it (spec: fs 13.3).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PendingJoin {
+    pub number: u64,
+    pub node_name: String,
+    pub fs_url: String,
+    pub platform: Platform,
+    pub requested_at_ms: i64,
+    /// Proves that who fetches the answer is who asked.
+    pub claim: String,
+    /// The node's number once approved.
+    pub approved: Option<u64>,
+}
+
+impl PendingJoin {
+    pub fn id(&self) -> String {
+        format!("pending-join-{}", self.number)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Project {
+    /// 0 for `system`.
+    pub number: u64,
+    pub name: String,
+    pub vision: String,
+    pub status: String,
+    pub token: String,
+    pub token_locked: bool,
+    pub created_at_ms: i64,
+    pub updated_at_ms: i64,
+    #[serde(default)]
+    pub policy: super::policy::Policy,
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+    #[serde(default)]
+    pub binds: Vec<Bind>,
+}
+
+impl Project {
+    pub fn id(&self) -> String {
+        project_id(self.number)
+    }
+
+    pub fn is_system(&self) -> bool {
+        self.number == 0
+    }
+}
+
+/// Where an export of a node appears in a project. Several with one path are a failover group, in order
+/// of preference.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    pub mount_path: String,
+    pub node_id: String,
+    pub export_name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    pub bind_path: String,
+    pub target_path: String,
+}
+
+pub fn project_id(number: u64) -> String {
+    if number == 0 { SYSTEM.into() } else { format!("proj-{number}") }
+}
+
+/// The number in an id such as `node-12`; `None` for one that was never given out.
+pub fn id_number(id: &str, prefix: &str) -> Option<u64> {
+    let digits = id.strip_prefix(prefix)?;
+    let number: u64 = digits.parse().ok()?;
+    (number > 0 && digits == number.to_string()).then_some(number)
+}
+
+/// Kinds of sequential ids; a number is never given out twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Counter {
+    Invite,
+    Node,
+    PendingJoin,
+    Project,
+}
+
+impl Counter {
+    const ALL: [Counter; 4] =
+        [Counter::Invite, Counter::Node, Counter::PendingJoin, Counter::Project];
+
+    fn key(self) -> &'static str {
+        match self {
+            Counter::Invite => "next/invite",
+            Counter::Node => "next/node",
+            Counter::PendingJoin => "next/pending",
+            Counter::Project => "next/project",
+        }
+    }
+}
+
+/// Everything the plane knows. Values are shared, so a copy is cheap.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    pub nodes: BTreeMap<u64, Arc<Node>>,
+    pub invites: BTreeMap<u64, Arc<Invite>>,
+    pub pending: BTreeMap<u64, Arc<PendingJoin>>,
+    pub projects: BTreeMap<u64, Arc<Project>>,
+    /// The project each agent works in.
+    pub active: BTreeMap<String, u64>,
+    /// The number last given out, by kind.
+    last: BTreeMap<Counter, u64>,
+}
+
+/// One step of a mutation. A mutation is a list of them, applied whole or not at all.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    PutNode(Arc<Node>),
+    DeleteNode(u64),
+    PutInvite(Arc<Invite>),
+    DeleteInvite(u64),
+    PutPending(Arc<PendingJoin>),
+    DeletePending(u64),
+    PutProject(Arc<Project>),
+    DeleteProject(u64),
+    Activate {
+        agent_id: String,
+        project: u64,
+    },
+    Deactivate {
+        agent_id: String,
+    },
+    /// The number was given out.
+    Last(Counter, u64),
+}
+
+/// Where the plane's rows stand in the store.
+pub const PREFIX: &str = "control/";
+
+/// A row to write, or with no value to delete.
+pub type Row = (String, Option<Vec<u8>>);
+
+impl Change {
+    /// The change as a row of the store.
+    pub fn row(&self) -> Row {
+        let put = |key: String, value: Vec<u8>| (format!("{PREFIX}{key}"), Some(value));
+        let delete = |key: String| (format!("{PREFIX}{key}"), None);
+        match self {
+            Change::PutNode(n) => put(format!("node/{}", n.number), json(&**n)),
+            Change::DeleteNode(n) => delete(format!("node/{n}")),
+            Change::PutInvite(i) => put(format!("invite/{}", i.number), json(&**i)),
+            Change::DeleteInvite(n) => delete(format!("invite/{n}")),
+            Change::PutPending(p) => put(format!("pending/{}", p.number), json(&**p)),
+            Change::DeletePending(n) => delete(format!("pending/{n}")),
+            Change::PutProject(p) => put(format!("project/{}", p.number), json(&**p)),
+            Change::DeleteProject(n) => delete(format!("project/{n}")),
+            Change::Activate { agent_id, project } => {
+                put(format!("active/{agent_id}"), project.to_string().into_bytes())
+            }
+            Change::Deactivate { agent_id } => delete(format!("active/{agent_id}")),
+            Change::Last(counter, n) => put(counter.key().into(), n.to_string().into_bytes()),
+        }
+    }
+}
+
+fn json<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("structs of strings and numbers serialise")
+}
+
+impl State {
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::PutNode(n) => drop(self.nodes.insert(n.number, n.clone())),
+            Change::DeleteNode(n) => drop(self.nodes.remove(n)),
+            Change::PutInvite(i) => drop(self.invites.insert(i.number, i.clone())),
+            Change::DeleteInvite(n) => drop(self.invites.remove(n)),
+            Change::PutPending(p) => drop(self.pending.insert(p.number, p.clone())),
+            Change::DeletePending(n) => drop(self.pending.remove(n)),
+            Change::PutProject(p) => drop(self.projects.insert(p.number, p.clone())),
+            Change::DeleteProject(n) => drop(self.projects.remove(n)),
+            Change::Activate { agent_id, project } => {
+                self.active.insert(agent_id.clone(), *project);
+            }
+            Change::Deactivate { agent_id } => drop(self.active.remove(agent_id)),
+            Change::Last(counter, n) => drop(self.last.insert(*counter, *n)),
+        }
+    }
+
+    /// Rebuilds the state from the rows of the store. Errors: `storage_error` for a row that cannot be
+    /// read: starting without it would lose it.
+    pub fn load(rows: impl IntoIterator<Item = (String, Vec<u8>)>) -> Result<State> {
+        let mut state = State::default();
+        for (key, value) in rows {
+            let read = state.load_row(key.strip_prefix(PREFIX).unwrap_or(&key), &value);
+            read.map_err(|e| e.recode(Code::StorageError)).context(format!("row {key:?}"))?;
+        }
+        Ok(state)
+    }
+
+    fn load_row(&mut self, key: &str, value: &[u8]) -> Result<()> {
+        fn parse<T: DeserializeOwned>(value: &[u8]) -> Result<T> {
+            serde_json::from_slice(value).map_err(|e| Error::invalid(e.to_string()))
+        }
+        if let Some(counter) = Counter::ALL.into_iter().find(|c| c.key() == key) {
+            self.apply(&Change::Last(counter, parse(value)?));
+            return Ok(());
+        }
+        let (kind, rest) = key.split_once('/').ok_or_else(|| Error::invalid("unknown kind"))?;
+        let change = match kind {
+            "node" => Change::PutNode(Arc::new(parse(value)?)),
+            "invite" => Change::PutInvite(Arc::new(parse(value)?)),
+            "pending" => Change::PutPending(Arc::new(parse(value)?)),
+            "project" => Change::PutProject(Arc::new(parse(value)?)),
+            "active" => Change::Activate { agent_id: rest.into(), project: parse(value)? },
+            _ => return Err(Error::invalid("unknown kind; was it written by a newer version?")),
+        };
+        self.apply(&change);
+        Ok(())
+    }
+
+    /// The next free number of a kind, and the change that marks it as given out.
+    pub fn next(&self, counter: Counter) -> (u64, Change) {
+        let number = self.last.get(&counter).copied().unwrap_or(0) + 1;
+        (number, Change::Last(counter, number))
+    }
+
+    pub fn node(&self, id: &str) -> Result<&Arc<Node>> {
+        let found = id_number(id, "node-").and_then(|n| self.nodes.get(&n));
+        found.ok_or_else(|| Error::new(Code::NodeNotFound, format!("there is no node {id:?}")))
+    }
+
+    pub fn project(&self, id: &str) -> Result<&Arc<Project>> {
+        let number = if id == SYSTEM { Some(0) } else { id_number(id, "proj-") };
+        let found = number.and_then(|n| self.projects.get(&n));
+        found
+            .ok_or_else(|| Error::new(Code::ProjectNotFound, format!("there is no project {id:?}")))
+    }
+
+    /// The project that an agent works in, if it has one.
+    pub fn active_project(&self, agent_id: &str) -> Option<&Arc<Project>> {
+        self.projects.get(self.active.get(agent_id)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_rebuilt_from_its_rows() {
+        let mut state = State::default();
+        let (number, last) = state.next(Counter::Invite);
+        let invite = Invite {
+            number,
+            token: "inv-x".into(),
+            created_at_ms: 1,
+            expires_at_ms: 2,
+            redeemed: false,
+        };
+        let changes = [
+            last,
+            Change::PutInvite(Arc::new(invite)),
+            Change::Activate { agent_id: "alice".into(), project: 3 },
+        ];
+        let rows: Vec<_> = changes.iter().map(Change::row).collect();
+        changes.iter().for_each(|c| state.apply(c));
+        let rows = rows.into_iter().filter_map(|(k, v)| Some((k, v?)));
+        assert_eq!(State::load(rows).unwrap(), state);
+        assert_eq!(state.next(Counter::Invite).0, 2);
+    }
+
+    #[test]
+    fn a_row_that_cannot_be_read_is_an_error_and_not_a_loss() {
+        let e = State::load([("control/node/1".into(), b"{".to_vec())]).unwrap_err();
+        assert_eq!(e.code, Code::StorageError);
+        assert!(e.message.contains("control/node/1"), "{e}");
+        assert!(State::load([("control/future/1".into(), b"{}".to_vec())]).is_err());
+    }
+
+    #[test]
+    fn only_ids_that_were_given_out_are_numbers() {
+        assert_eq!(id_number("node-12", "node-"), Some(12));
+        for bad in ["node-", "node-0", "node-01", "node-+1", "proj-1", "node-x"] {
+            assert_eq!(id_number(bad, "node-"), None, "{bad}");
+        }
+    }
+}

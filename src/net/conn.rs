@@ -1,0 +1,467 @@
+//! The handle on a connection that other threads hold, its limits, and its bounded outbox.
+//!
+//! One mutex per connection guards everything shared with its I/O thread, and is never held over a
+//! system call. Whoever queues a frame while nobody writes, writes it at once on its own thread;
+//! only what the socket does not take is left to the I/O thread.
+
+use super::message::{Frame, Message, Role};
+use super::reactor::{Command, Port};
+use super::transport::Transport;
+use crate::base::{Code, Error, Result};
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The frame limit on every path: 4 MiB of data and a header's worth (design: 10).
+pub const MESSAGE_MAX: usize = (4 << 20) + (64 << 10);
+
+/// The frame limit before authentication (design: 10).
+pub const MESSAGE_MAX_UNAUTHENTICATED: usize = 64 << 10;
+
+/// Bytes that one thread writes on one connection before it leaves the rest to the I/O thread.
+const WRITE_TURN: usize = 4 << 20;
+
+/// Bytes of short frames gathered in one buffer.
+const TAIL_MAX: usize = 64 << 10;
+
+/// Bytes of that buffer which a connection keeps when everything is sent.
+const TAIL_KEPT: usize = 4 << 10;
+
+/// What one connection may use, and how long it may be silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Payload bytes of an incoming message; above it the connection is closed with 1009.
+    pub max_message: usize,
+    /// Requests in flight ([`Conn::begin`]); at it, reading pauses.
+    pub max_inflight: usize,
+    /// Bytes queued for the peer above which reading pauses.
+    pub outbox_high: usize,
+    /// Bytes queued for the peer above which [`Conn::push`] refuses.
+    pub push_max: usize,
+    /// A peer silent this long, pings unanswered, is taken for dead.
+    pub idle: Duration,
+    /// Silence after which it is pinged.
+    pub ping: Duration,
+    /// A peer that takes not one byte of what is queued for this long is dropped.
+    pub write_stall: Duration,
+}
+
+impl Limits {
+    /// For `idle`, `ping` or `write_stall`: no limit.
+    pub const NEVER: Duration = Duration::from_secs(365 * 86_400);
+
+    /// What a peer gets before it has proved who it is.
+    pub fn unauthenticated() -> Limits {
+        Limits { max_message: MESSAGE_MAX_UNAUTHENTICATED, ..Limits::default() }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            max_message: MESSAGE_MAX,
+            max_inflight: 256,
+            outbox_high: 4 << 20,
+            push_max: 1 << 20,
+            idle: Duration::from_secs(90),
+            ping: Duration::from_secs(30),
+            write_stall: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Handle on a connection. Clones share it; it does not keep the connection open.
+#[derive(Clone)]
+pub struct Conn(pub(super) Arc<Shared>);
+
+impl Conn {
+    /// Unique in the process.
+    pub fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    pub fn peer(&self) -> SocketAddr {
+        self.0.peer
+    }
+
+    /// Queues a reply. Replies are bounded by the requests in flight, so this one is always
+    /// accepted. Errors: `unavailable` once the connection is closing or closed.
+    pub fn send(&self, message: Message) -> Result<()> {
+        self.send_at(message).map(drop)
+    }
+
+    /// As [`Conn::send`]; the place in the outgoing stream at which the frame begins.
+    pub(super) fn send_at(&self, message: Message) -> Result<u64> {
+        self.0.queue(Frame::data(message, self.0.role), usize::MAX)
+    }
+
+    /// Queues what was not asked for. Errors: `queue_saturated` while more than `push_max` bytes
+    /// wait for the peer (drop the frame and resynchronise later), `unavailable`.
+    pub fn push(&self, message: Message) -> Result<()> {
+        let push_max = self.0.lock().limits.push_max;
+        self.0.queue(Frame::data(message, self.0.role), push_max).map(drop)
+    }
+
+    /// Sends what is queued, then a close frame (an empty one without a code), then ends.
+    pub fn close(&self, code: Option<u16>, reason: &str) {
+        self.0.close(code, reason);
+    }
+
+    /// Counts a request in flight until the guard is dropped. A request that is parked for long
+    /// should give its guard back: at `max_inflight` not even a cancellation is read.
+    pub fn begin(&self) -> InFlight {
+        self.0.lock().inflight += 1;
+        InFlight(self.0.clone())
+    }
+
+    /// Takes effect from the next frame on.
+    pub fn set_limits(&self, limits: Limits) {
+        let mut s = self.0.lock();
+        s.limits = limits;
+        self.0.max_message.store(limits.max_message, Ordering::Relaxed);
+        self.0.attend(&mut s);
+    }
+
+    pub fn limits(&self) -> Limits {
+        self.0.lock().limits
+    }
+
+    /// False from the moment that a close was asked for, came from the peer, or the socket failed.
+    pub fn is_open(&self) -> bool {
+        self.0.lock().is_open()
+    }
+
+    /// Bytes queued for the peer.
+    pub fn queued(&self) -> usize {
+        self.0.lock().bytes
+    }
+
+    /// Bytes of the outgoing stream that the socket has taken so far.
+    pub(super) fn written(&self) -> u64 {
+        self.0.lock().written
+    }
+}
+
+impl std::fmt::Debug for Conn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Conn({}, {})", self.0.id, self.0.peer)
+    }
+}
+
+/// A request in flight; see [`Conn::begin`].
+#[must_use]
+pub struct InFlight(Arc<Shared>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let mut s = self.0.lock();
+        s.inflight -= 1;
+        self.0.attend_if_due(&mut s);
+    }
+}
+
+/// What the handles and the I/O thread share of a connection.
+pub(super) struct Shared {
+    pub id: u64,
+    pub peer: SocketAddr,
+    pub role: Role,
+    pub port: Arc<Port>,
+    /// `limits.max_message`, for the reader.
+    pub max_message: AtomicUsize,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// `None` once the connection is gone.
+    transport: Option<Arc<Transport>>,
+    /// What the writer is at; with the writer while there is one.
+    sending: VecDeque<Bytes>,
+    /// What comes behind that.
+    queue: VecDeque<Bytes>,
+    /// And behind that: short frames are gathered in one buffer.
+    tail: BytesMut,
+    /// Bytes in the three.
+    bytes: usize,
+    /// Bytes ever queued, and ever written.
+    queued: u64,
+    written: u64,
+    /// A thread is writing; it will see what is queued meanwhile.
+    writing: bool,
+    /// The socket takes no more since then; the I/O thread waits for it.
+    blocked: Option<Instant>,
+    failed: Option<Error>,
+    /// The last frame is queued.
+    closing: bool,
+    /// To be closed when no request is in flight.
+    draining: bool,
+    inflight: usize,
+    /// The reader has stopped and wants to hear when it may go on.
+    paused: bool,
+    /// The I/O thread is at work on this connection and will look at all of this when done.
+    busy: bool,
+    /// The I/O thread has been told to look.
+    called: bool,
+    limits: Limits,
+}
+
+/// Whether the reader may take another message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gate {
+    Open,
+    Paused,
+    Closing,
+}
+
+/// What the I/O thread needs to know after its turn.
+pub(super) struct View {
+    pub failed: Option<Error>,
+    pub closing: bool,
+    pub draining: bool,
+    pub paused: bool,
+    /// Since when the socket takes no more.
+    pub blocked: Option<Instant>,
+    /// Nothing is queued or being written.
+    pub flushed: bool,
+    pub limits: Limits,
+}
+
+impl State {
+    fn is_open(&self) -> bool {
+        self.transport.is_some() && !self.closing && self.failed.is_none()
+    }
+
+    fn may_read(&self) -> bool {
+        self.inflight < self.limits.max_inflight && self.bytes <= self.limits.outbox_high
+    }
+
+    fn flushed(&self) -> bool {
+        self.bytes == 0 && self.blocked.is_none() && !self.writing
+    }
+
+    /// The place of the frame's first byte in the outgoing stream.
+    fn push(&mut self, frame: Frame) -> u64 {
+        let at = self.queued;
+        self.bytes += frame.len();
+        self.queued += frame.len() as u64;
+        if let Some(payload) = frame.append(&mut self.tail) {
+            self.freeze_tail();
+            self.queue.push_back(payload);
+        } else if self.tail.len() >= TAIL_MAX {
+            self.freeze_tail();
+        }
+        at
+    }
+
+    fn freeze_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.queue.push_back(self.tail.split().freeze());
+        }
+    }
+
+    /// An idle connection keeps no large buffer.
+    fn trim(&mut self) {
+        if self.tail.capacity() > TAIL_KEPT {
+            self.tail = BytesMut::new();
+        }
+    }
+}
+
+impl Shared {
+    pub fn new(
+        transport: &Arc<Transport>,
+        peer: SocketAddr,
+        role: Role,
+        limits: Limits,
+        port: Arc<Port>,
+    ) -> Arc<Shared> {
+        Arc::new(Shared {
+            id: super::next_id(),
+            peer,
+            role,
+            port,
+            max_message: AtomicUsize::new(limits.max_message),
+            state: Mutex::new(State {
+                transport: Some(transport.clone()),
+                sending: VecDeque::new(),
+                queue: VecDeque::new(),
+                tail: BytesMut::new(),
+                bytes: 0,
+                queued: 0,
+                written: 0,
+                writing: false,
+                blocked: None,
+                failed: None,
+                closing: false,
+                draining: false,
+                inflight: 0,
+                paused: false,
+                busy: false,
+                called: false,
+                limits,
+            }),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a frame unless more than `max` bytes wait, and writes if nobody does.
+    fn queue(&self, frame: Frame, max: usize) -> Result<u64> {
+        let mut s = self.lock();
+        if !s.is_open() {
+            return Err(Error::new(Code::Unavailable, "the connection is closed"));
+        }
+        if s.bytes > max {
+            let text = format!("{} bytes wait for the peer already", s.bytes);
+            return Err(Error::new(Code::QueueSaturated, text));
+        }
+        let at = s.push(frame);
+        self.port.sent.add(1);
+        if !s.busy && !s.writing && s.blocked.is_none() {
+            drop(self.write(s));
+        }
+        Ok(at)
+    }
+
+    /// Queues a control frame or an HTTP answer; for the I/O thread, which writes after its turn.
+    pub fn queue_raw(&self, frame: Frame) {
+        self.lock().push(frame);
+    }
+
+    pub fn close(&self, code: Option<u16>, reason: &str) {
+        let mut s = self.lock();
+        if !s.is_open() {
+            return;
+        }
+        s.push(Frame::close(code, reason, self.role));
+        s.closing = true;
+        self.attend(&mut s);
+        if !s.busy && !s.writing && s.blocked.is_none() {
+            drop(self.write(s));
+        }
+    }
+
+    /// The I/O thread: nothing more will be queued; what is queued still goes out.
+    pub fn seal(&self) {
+        self.lock().closing = true;
+    }
+
+    /// To be closed once no request is in flight.
+    pub fn drain(&self) {
+        self.lock().draining = true;
+    }
+
+    /// The I/O thread begins a turn: until [`Shared::settle`] frames are only queued.
+    pub fn hold(&self) {
+        self.lock().busy = true;
+    }
+
+    pub fn gate(&self) -> Gate {
+        let s = self.lock();
+        if !s.is_open() {
+            Gate::Closing
+        } else if s.may_read() {
+            Gate::Open
+        } else {
+            Gate::Paused
+        }
+    }
+
+    /// The I/O thread ends its turn: writes what is queued, and asks to hear of changes.
+    pub fn settle(&self, writable: bool) -> View {
+        let mut s = self.lock();
+        if !s.writing && (s.bytes > 0 || s.blocked.is_some()) && (s.blocked.is_none() || writable) {
+            s = self.write(s);
+        }
+        s.busy = false;
+        s.called = false;
+        s.paused = !s.may_read();
+        View {
+            failed: s.failed.clone(),
+            closing: s.closing,
+            draining: s.draining && s.inflight == 0,
+            paused: s.paused,
+            blocked: s.blocked,
+            flushed: s.flushed(),
+            limits: s.limits,
+        }
+    }
+
+    /// The connection is gone: lets go of the socket and of everything queued.
+    pub fn clear(&self) {
+        let mut s = self.lock();
+        s.transport = None;
+        (s.sending, s.queue, s.tail) = Default::default();
+        s.bytes = 0;
+    }
+
+    /// Writes until nothing is queued or the socket takes no more. The lock is free meanwhile.
+    fn write<'a>(&'a self, mut s: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let Some(transport) = s.transport.clone() else { return s };
+        s.writing = true;
+        let mut batch = std::mem::take(&mut s.sending);
+        let mut left = WRITE_TURN;
+        loop {
+            s.freeze_tail();
+            batch.append(&mut s.queue);
+            drop(s);
+            let (n, outcome) = transport.write(&mut batch, left);
+            left = left.saturating_sub(n);
+            self.port.bytes_out.add(n as u64);
+            s = self.lock();
+            s.written += n as u64;
+            // A connection that was cleared meanwhile counts no bytes any more.
+            s.bytes = s.bytes.saturating_sub(n);
+            match outcome {
+                Ok(()) if s.bytes == 0 => {
+                    s.blocked = None;
+                    s.trim();
+                }
+                Ok(()) if left > 0 => continue,
+                Ok(()) => s.blocked = Some(Instant::now()),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    if n > 0 || s.blocked.is_none() {
+                        s.blocked = Some(Instant::now());
+                    }
+                }
+                Err(e) => s.failed = Some(lost(&e)),
+            }
+            break;
+        }
+        s.writing = false;
+        if s.transport.is_some() {
+            s.sending = batch;
+        }
+        if s.blocked.is_some() || s.failed.is_some() {
+            self.attend(&mut s);
+        }
+        self.attend_if_due(&mut s);
+        s
+    }
+
+    fn attend_if_due(&self, s: &mut State) {
+        let resume = s.paused && s.may_read();
+        let finish = s.closing && s.flushed();
+        if resume || finish || (s.draining && s.inflight == 0) {
+            self.attend(s);
+        }
+    }
+
+    /// Has the I/O thread look at the connection, unless it is about to anyway.
+    fn attend(&self, s: &mut State) {
+        if !s.busy && !s.called && s.transport.is_some() {
+            s.called = true;
+            self.port.post(Command::Attend(self.id));
+        }
+    }
+}
+
+/// What a socket error means for whoever uses the connection.
+pub(super) fn lost(e: &std::io::Error) -> Error {
+    Error::new(Code::Unavailable, format!("the connection is lost: {e}"))
+}
