@@ -94,11 +94,11 @@ impl Echo {
 
 /// Where the last message of the user stands, and what it says.
 fn last_user_text(messages: &[Message]) -> (usize, &str) {
-    let user = |(at, message)| match message {
-        &Message::User { ref text } => Some((at, text.as_str())),
-        _ => None,
-    };
-    messages.iter().enumerate().rev().find_map(user).unwrap_or((0, ""))
+    let user = |message: &Message| matches!(message, Message::User { .. });
+    match messages.iter().rposition(user).map(|at| (at, &messages[at])) {
+        Some((at, Message::User { text })) => (at, text),
+        _ => (0, ""),
+    }
 }
 
 impl Provider for Echo {
