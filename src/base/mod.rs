@@ -13,7 +13,7 @@ mod timer;
 
 pub use cancel::{Cancel, Notify, OnCancel, Parked, Wait};
 pub use error::{Code, Error, Level, Result, ResultExt};
-pub use name::{Name, TreePath};
+pub use name::{NAME_MAX, Name, PATH_MAX, TreePath};
 pub use pool::{Lanes, Pool};
 pub use stop::{Signal, Signals};
 pub use time::{Deadline, now_ms, now_ns};

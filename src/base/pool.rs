@@ -106,6 +106,31 @@ impl<K: Eq + Hash + Clone + Send + 'static> Lanes<K> {
     }
 }
 
+impl<K: Eq + Hash + Clone + Send + 'static> Lanes<K> {
+    /// Hands `value` to `run` on the pool, or gives it back with the error when there is no room.
+    pub fn hand<T: Send + 'static>(
+        &self,
+        key: Option<K>,
+        value: T,
+        run: impl FnOnce(T) + Send + 'static,
+    ) -> Result<(), (Error, T)> {
+        // A refused job is dropped with all it holds; the slot keeps the value out of that.
+        let slot = Arc::new(Mutex::new(Some(value)));
+        let take =
+            |slot: &Mutex<Option<T>>| slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let taken = slot.clone();
+        let submitted = self.submit(key, move || {
+            if let Some(value) = take(&taken) {
+                run(value);
+            }
+        });
+        match submitted {
+            Ok(()) => Ok(()),
+            Err(e) => Err((e, take(&slot).expect("a job that was refused did not run"))),
+        }
+    }
+}
+
 struct Runner<K: Eq + Hash> {
     busy: Arc<Mutex<HashMap<K, VecDeque<Job>>>>,
     key: K,
@@ -171,5 +196,7 @@ mod tests {
         assert_eq!(got, (0..50).map(|n| (1, n)).collect::<Vec<_>>());
         pool.stop();
         assert!(lanes.busy.lock().unwrap().is_empty());
+        let (e, back) = lanes.hand(Some(3), "mine", |_| ()).unwrap_err();
+        assert_eq!((e.code, back), (Code::QueueSaturated, "mine"));
     }
 }

@@ -431,17 +431,7 @@ impl Job {
     fn submit(self) {
         let session = self.session.clone();
         let lane = self.call.fid();
-        // The job travels through a slot, so that a full queue gives it back to be answered.
-        let slot = Arc::new(Mutex::new(Some(self)));
-        let taken = slot.clone();
-        let submitted = session.lanes.submit(lane, move || {
-            if let Some(job) = taken.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                job.run();
-            }
-        });
-        if let Err(e) = submitted
-            && let Some(job) = slot.lock().unwrap_or_else(PoisonError::into_inner).take()
-        {
+        if let Err((e, job)) = session.lanes.hand(lane, self, Job::run) {
             job.reply.send(Err(e));
         }
     }

@@ -1,7 +1,7 @@
 //! The handle on a connection that other threads hold, its limits, and its bounded outbox.
 //!
-//! One mutex per connection guards everything shared with its I/O thread, and is never held over a
-//! system call. Whoever queues a frame while nobody writes, writes it at once on its own thread;
+//! One mutex per connection guards everything shared with its I/O thread, and is not held while the
+//! socket is written. Whoever queues a frame while nobody writes, writes it at once on its own thread;
 //! only what the socket does not take is left to the I/O thread.
 
 use super::message::{Frame, Message, Role};
@@ -42,7 +42,8 @@ pub struct Limits {
     pub outbox_high: usize,
     /// Bytes queued for the peer above which [`Conn::push`] refuses.
     pub push_max: usize,
-    /// A peer silent this long, pings unanswered, is taken for dead.
+    /// A peer silent this long, pings unanswered, is taken for dead. [`Limits::NEVER`] suits peers
+    /// that read only while they wait for a reply; that their host is gone is noticed all the same.
     pub idle: Duration,
     /// Silence after which it is pinged.
     pub ping: Duration,

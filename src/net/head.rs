@@ -63,6 +63,20 @@ impl Head {
     pub fn origin(&self) -> Option<&str> {
         self.header("origin")
     }
+
+    /// True when a page of another host's opened this connection: its `Origin` is neither loopback nor
+    /// one of `allowed` (design: 9). Programs that are no browsers send none.
+    pub fn is_foreign(&self, allowed: &[String]) -> bool {
+        let Some(origin) = self.origin() else { return false };
+        let host = origin.split_once("://").map_or(origin, |(_, rest)| rest);
+        let host = match host.strip_prefix('[') {
+            Some(v6) => v6.split(']').next().unwrap_or_default(),
+            None => host.split(':').next().unwrap_or_default(),
+        };
+        let loopback = host == "localhost"
+            || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        !loopback && !allowed.iter().any(|a| a == origin)
+    }
 }
 
 /// An HTTP answer; the connection closes after it.
@@ -316,6 +330,20 @@ mod tests {
         assert_eq!(refused(&UPGRADE.replace("Connection: upgrade\r\n", "")), 400);
         assert_eq!(refused(&format!("GET / HTTP/1.1\r\nx: {}", "y".repeat(HEAD_MAX))), 431);
         assert_eq!(refused(&format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(101))), 431);
+    }
+
+    #[test]
+    fn pages_of_other_hosts_are_foreign() {
+        let from =
+            |origin: &str| head(&format!("GET / HTTP/1.1\r\nHost: x\r\nOrigin: {origin}\r\n\r\n"));
+        for own in ["http://127.0.0.1:28799", "http://localhost", "https://[::1]:8080"] {
+            assert!(!from(own).is_foreign(&[]), "{own}");
+        }
+        for other in ["http://evil.example", "http://127.0.0.1.evil.example", "null"] {
+            assert!(from(other).is_foreign(&[]), "{other}");
+        }
+        assert!(!from("http://a.example").is_foreign(&["http://a.example".into()]));
+        assert!(!head("GET / HTTP/1.1\r\nHost: x\r\n\r\n").is_foreign(&[]));
     }
 
     #[test]

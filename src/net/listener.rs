@@ -8,6 +8,7 @@ use super::reactor::{Command, Counter, Port, adopt};
 use super::transport::Transport;
 use crate::base::{Code, Error, Result};
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
@@ -22,6 +23,13 @@ const TURN_ACCEPTS: usize = 64;
 
 /// How long to leave connections waiting when the process can open no more files.
 const REST: Duration = Duration::from_millis(250);
+
+/// Raises the process's limit of open files as far as it may; the new limit. Servers call it first.
+pub fn raise_open_files() -> Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
+}
 
 /// A listening socket. Dropping it stops it.
 #[must_use = "dropping it stops listening"]

@@ -9,13 +9,14 @@ mod listener;
 mod message;
 mod mux;
 mod reactor;
+mod session;
 mod transport;
 mod url;
 
 pub use conn::{Conn, InFlight, Limits, MESSAGE_MAX, MESSAGE_MAX_UNAUTHENTICATED};
 pub use dial::DialOptions;
 pub use head::{Head, Response};
-pub use listener::{CONNECTIONS_MAX, Listener};
+pub use listener::{CONNECTIONS_MAX, Listener, raise_open_files};
 pub use message::{Message, Text};
 pub use mux::{CallError, Inbound, Mux};
 pub use url::WsUrl;
@@ -52,10 +53,10 @@ pub struct Accept {
 /// One per connection, called only from the thread that owns it, never concurrently: it must not
 /// block. If it panics, the connection is closed with 1011.
 pub trait Handler: Send {
-    /// Called once, before everything else.
+    /// Called first.
     fn open(&mut self, _conn: &Conn) {}
     fn message(&mut self, conn: &Conn, message: Message);
-    /// Called once, after everything else, and only if `open` was.
+    /// Called once, after everything else.
     fn closed(&mut self, _conn: &Conn, _reason: &Closed) {}
 }
 

@@ -328,3 +328,26 @@ impl Handler for Client {
         self.inbound.lost(reason);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_wrap_past_zero_and_past_those_in_flight() {
+        let mut table = Table { next: u32::MAX, waiting: HashMap::new(), lost: None };
+        let insert = |table: &mut Table| table.insert(Box::new(drop), 4).map_err(|(e, _)| e);
+        assert_eq!(insert(&mut table).unwrap(), u32::MAX);
+        assert_eq!(insert(&mut table).unwrap(), 1);
+        table.next = u32::MAX;
+        assert_eq!(insert(&mut table).unwrap(), 2);
+        table.waiting.remove(&1);
+        table.next = 1;
+        assert_eq!(insert(&mut table).unwrap(), 1);
+        assert_eq!(insert(&mut table).unwrap(), 3);
+        assert_eq!(insert(&mut table).unwrap_err().code, Code::QueueSaturated);
+        table.waiting.clear();
+        table.lost = Some(Error::new(Code::Unavailable, "gone"));
+        assert_eq!(insert(&mut table).unwrap_err().code, Code::Unavailable);
+    }
+}

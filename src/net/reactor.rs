@@ -2,7 +2,6 @@
 //! other threads reach it. It reads no byte itself and decides nothing about a connection.
 
 use super::Closed;
-use super::conn::Shared;
 use super::connection::{Connection, Fate, Ready};
 use super::listener::{Accepting, Listening};
 use crate::base::{Code, Error, Result, ResultExt};
@@ -222,11 +221,12 @@ impl Reactor {
                 self.turn(id, Ready::default(), now);
             }
             Command::Attend(_) => {}
+            Command::Listen(listening) if self.stopping.is_some() => listening.close(),
             Command::Listen(listening) => self.listen(&listening),
             Command::Unlisten(id) => drop(self.listeners.remove(&id)),
             Command::Stop(grace) => {
                 self.stopping = Some(grace);
-                self.listeners.clear();
+                self.listeners.drain().for_each(|(_, listening)| listening.close());
                 for id in self.connections.keys().copied().collect::<Vec<_>>() {
                     self.connections[&id].connection.shared.drain();
                     self.turn(id, Ready::default(), now);
@@ -351,11 +351,15 @@ impl Reactor {
     }
 }
 
-/// Hands a connection to its I/O thread. False when that has ended; the handler has been told.
+/// Hands a connection to its I/O thread. False when that has ended.
 pub(super) fn adopt(connection: Connection) -> bool {
-    let shared: Arc<Shared> = connection.shared.clone();
-    shared.port.load.fetch_add(1, Ordering::Relaxed);
-    shared.port.post(Command::Adopt(Box::new(connection)))
+    let port = connection.shared.port.clone();
+    port.load.fetch_add(1, Ordering::Relaxed);
+    let posted = port.post(Command::Adopt(Box::new(connection)));
+    if !posted {
+        port.load.fetch_sub(1, Ordering::Relaxed);
+    }
+    posted
 }
 
 /// The error of whatever comes after the end of the I/O threads.

@@ -4,6 +4,7 @@
 use crate::base::{Code, Deadline, Error, Result, ResultExt};
 use bytes::{Buf, Bytes};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use std::collections::VecDeque;
@@ -15,6 +16,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Pieces handed to the kernel in one call.
 const PIECES: usize = 64;
 
+/// A peer whose kernel acknowledges nothing for this long is gone, even where it need not answer
+/// pings.
+const UNACKNOWLEDGED_MAX_MS: u32 = 60_000;
+
 pub(super) struct Transport {
     tcp: TcpStream,
     tls: Option<Mutex<ClientConnection>>,
@@ -25,6 +30,7 @@ impl Transport {
     pub fn plain(tcp: TcpStream) -> io::Result<Transport> {
         tcp.set_nonblocking(true)?;
         tcp.set_nodelay(true)?;
+        setsockopt(&tcp, TcpUserTimeout, &UNACKNOWLEDGED_MAX_MS)?;
         Ok(Transport { tcp, tls: None })
     }
 
@@ -85,7 +91,13 @@ impl Transport {
     }
 
     fn write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        let Some(tls) = &self.tls else { return (&self.tcp).write_vectored(pieces) };
+        let Some(tls) = &self.tls else {
+            // A lone piece is the usual case, and the plain call is a little cheaper.
+            return match pieces {
+                [piece] => (&self.tcp).write(piece),
+                _ => (&self.tcp).write_vectored(pieces),
+            };
+        };
         let mut session = tls.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = session.writer().write_vectored(pieces)?;
         match push_records(&mut session, &self.tcp) {

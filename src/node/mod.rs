@@ -1,1 +1,13 @@
-//! stub
+//! The node: exports of trees, served over `t_fs_*` (spec: fs). The server does not know where a
+//! connection comes from: a listener, a tunnel, or the gateway's own endpoint.
+
+mod calls;
+mod convert;
+mod cursor;
+mod exports;
+mod listen;
+mod session;
+
+pub use exports::{Export, ExportSpec, Exports};
+pub use listen::{FsHandler, FsService, TokenDoor};
+pub use session::{Door, Entry, Server, Session};

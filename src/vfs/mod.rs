@@ -2,10 +2,17 @@
 //! behind one (a host directory, functions, a node at the other end of a socket, a mount table over
 //! other trees) is nobody's business. This room knows neither FUSE nor the control plane.
 
+mod handles;
+mod ids;
+mod local;
+pub mod synthetic;
 mod tree;
 mod types;
 pub mod walk;
+mod watchers;
 
+pub use local::{Local, LocalOptions};
+pub use synthetic::Synthetic;
 pub use tree::Tree;
 pub use types::{
     Access, Attr, Caps, Cx, DirEntry, DirPage, Event, EventSink, FileKind, Handle, Kind, LockKind,

@@ -7,8 +7,19 @@ use std::path::{Path, PathBuf};
 
 /// The rooms from left to right (ARCHITECTURE.md).
 const ROOMS: [&str; 13] = [
-    "base", "wire", "net", "store", "vfs", "config", "node", "mount", "control", "runtime",
-    "namespace", "gateway", "cli",
+    "base",
+    "wire",
+    "net",
+    "store",
+    "vfs",
+    "config",
+    "node",
+    "mount",
+    "control",
+    "runtime",
+    "namespace",
+    "gateway",
+    "cli",
 ];
 /// Pairs that stand side by side: neither knows the other.
 const STRANGERS: [[&str; 2]; 3] = [["node", "mount"], ["node", "control"], ["mount", "control"]];
@@ -48,10 +59,15 @@ fn rooms_know_only_what_stands_to_their_left() {
             let text = fs::read_to_string(&file).unwrap();
             for other in named(&text) {
                 let at = ROOMS.iter().position(|r| *r == other);
-                let at = at.unwrap_or_else(|| panic!("{}: crate::{other} is no room", file.display()));
+                let at =
+                    at.unwrap_or_else(|| panic!("{}: crate::{other} is no room", file.display()));
                 assert!(at <= place, "{}: {room} must not know {other}", file.display());
                 let strangers = STRANGERS.iter().any(|p| p.contains(room) && p.contains(&other));
-                assert!(!strangers || *room == other, "{}: {room} must not know {other}", file.display());
+                assert!(
+                    !strangers || *room == other,
+                    "{}: {room} must not know {other}",
+                    file.display()
+                );
             }
         }
     }
@@ -75,7 +91,8 @@ fn files_open_with_what_they_own_and_stay_readable() {
 #[test]
 fn the_manual_pages_name_every_command_and_flag_and_no_others() {
     for program in spiderweb::cli::PROGRAMS {
-        let page = ["1", "8"].iter().map(|s| root().join("man").join(format!("{}.{s}", program.name)));
+        let page =
+            ["1", "8"].iter().map(|s| root().join("man").join(format!("{}.{s}", program.name)));
         let page = page.into_iter().find(|p| p.exists());
         let page = page.unwrap_or_else(|| panic!("{} has no manual page", program.name));
         let text = fs::read_to_string(&page).unwrap();

@@ -1,0 +1,438 @@
+//! What each request does to a tree (spec: fs 5): checks in the documented order, then one call.
+
+use super::convert;
+use super::cursor::DOTS;
+use super::exports::Export;
+use super::session::{Open, Ready, Session};
+use crate::base::{Code, Error, Result, TreePath, Wait};
+use crate::vfs::{
+    Attr, Cx, FileKind, Kind, LockRequest, NodeId, OpenFlags, PageLimit, Read, ReadDir,
+    RenameFlags, SetAttr, Written, XattrFlags, walk,
+};
+use crate::wire::DATA_MAX;
+use crate::wire::fs::{self, Call, Op, Reply};
+use bytes::Bytes;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+/// Entries of one READDIRP reply (spec: fs 8).
+const ENTRIES_MAX: u32 = 16_384;
+/// Bytes of one READDIRP reply, well below the frame limit.
+const LISTING_MAX: usize = 2 << 20;
+/// Permissions of a directory that an old client makes without saying which.
+const DIR_MODE: u32 = 0o755;
+
+/// What became of an attempt.
+pub enum Attempt {
+    Done(Reply),
+    /// Nothing to read yet.
+    Wait(Wait),
+    /// Another owner holds the lock, and the client wants to wait for it.
+    Locked,
+}
+
+/// A node of an export.
+struct At<'a> {
+    index: usize,
+    export: &'a Export,
+    node: NodeId,
+}
+
+impl<'a> At<'a> {
+    fn of(ready: &'a Ready, id: u64) -> Result<At<'a>> {
+        let (index, export, node) = ready.exports.node(id)?;
+        Ok(At { index, export, node })
+    }
+
+    /// The same, where something is to be changed. Errors: EROFS.
+    fn changing(ready: &'a Ready, id: u64) -> Result<At<'a>> {
+        let at = At::of(ready, id)?;
+        at.export.writable()?;
+        Ok(at)
+    }
+
+    fn attr(&self, attr: &Attr) -> Result<Attempt> {
+        Ok(Attempt::Done(Reply::Attr(convert::attr(self.index, attr)?)))
+    }
+}
+
+impl Export {
+    fn writable(&self) -> Result<()> {
+        if self.caps().read_only {
+            return Err(Error::new(Code::Erofs, "export is read-only"));
+        }
+        Ok(())
+    }
+}
+
+const DONE: Result<Attempt> = Ok(Attempt::Done(Reply::Done));
+
+fn done((): ()) -> Attempt {
+    Attempt::Done(Reply::Done)
+}
+
+pub fn run(session: &Session, ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
+    match call {
+        Call::Exports => Ok(Attempt::Done(Reply::Exports(ready.exports.list()?))),
+        Call::Lookup { dir, name } => {
+            let at = At::of(ready, *dir)?;
+            at.attr(&child(ready, cx, &at, name)?)
+        }
+        Call::Getattr { node } => {
+            let at = At::of(ready, *node)?;
+            at.attr(&at.export.tree.getattr(cx, at.node)?)
+        }
+        Call::Readdirp { dir, cookie, max, bytes } => {
+            let bytes = if *bytes == 0 { LISTING_MAX } else { (*bytes as usize).min(LISTING_MAX) };
+            let limit = PageLimit { entries: (*max).min(ENTRIES_MAX) as usize, bytes };
+            listing(session, ready, cx, *dir, *cookie, limit)
+        }
+        Call::Open { node, flags } => open(session, ready, cx, *node, *flags),
+        Call::Create { dir, name, mode, flags } => {
+            create(session, ready, cx, (*dir, name), *mode, *flags)
+        }
+        Call::Read { .. }
+        | Call::Write { .. }
+        | Call::Close { .. }
+        | Call::Flush { .. }
+        | Call::Fsync { .. }
+        | Call::Lock { .. } => on_handle(session, ready, cx, call),
+        Call::Walk { dir, names } => walk_names(ready, cx, *dir, names),
+        Call::Rename { from, to, flags } => rename(ready, cx, from, to, *flags),
+        Call::Hello(_) => DONE,
+        _ => on_node(session, ready, cx, call),
+    }
+}
+
+fn on_node(session: &Session, ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
+    match call {
+        Call::Truncate { node, size } => {
+            let at = At::changing(ready, *node)?;
+            let set = SetAttr { size: Some(*size), ..SetAttr::default() };
+            at.export.tree.setattr(cx, at.node, None, &set)?;
+            DONE
+        }
+        Call::Setattr { node, h, set } => {
+            let at = At::changing(ready, *node)?;
+            let handle = h.map(|h| session.opened(h)).transpose()?.map(|o| o.handle);
+            let set = convert::set_attr(set);
+            at.attr(&at.export.tree.setattr(cx, at.node, handle, &set)?)
+        }
+        Call::Unlink { dir, name } => {
+            let at = At::changing(ready, *dir)?;
+            at.export.tree.unlink(cx, at.node, convert::name(name)?).map(done)
+        }
+        Call::Rmdir { dir, name } => {
+            let at = At::changing(ready, *dir)?;
+            at.export.tree.rmdir(cx, at.node, convert::name(name)?).map(done)
+        }
+        Call::Mkdir { dir, name, mode } => {
+            let at = At::changing(ready, *dir)?;
+            let mode = mode.unwrap_or(DIR_MODE);
+            at.attr(&at.export.tree.mkdir(cx, at.node, convert::name(name)?, mode)?)
+        }
+        Call::Symlink { dir, name, target } => {
+            let at = At::changing(ready, *dir)?;
+            let name = convert::name(name)?;
+            at.attr(&at.export.tree.symlink(cx, at.node, name, target.as_bytes())?)
+        }
+        Call::Link { node, dir, name } => {
+            let (at, into) = (At::changing(ready, *node)?, At::changing(ready, *dir)?);
+            if at.index != into.index {
+                return Err(Error::new(Code::Exdev, "cross-export link is not supported"));
+            }
+            at.attr(&at.export.tree.link(cx, at.node, into.node, convert::name(name)?)?)
+        }
+        Call::Readlink { node } => {
+            let at = At::of(ready, *node)?;
+            let target = at.export.tree.readlink(cx, at.node)?;
+            Ok(Attempt::Done(Reply::Target(OsString::from_vec(target.to_vec()))))
+        }
+        Call::Statfs { node } => {
+            let at = At::of(ready, *node)?;
+            let stat = at.export.tree.statfs(cx, at.node)?;
+            Ok(Attempt::Done(Reply::StatFs(convert::stat_fs(stat))))
+        }
+        _ => xattr(ready, cx, call),
+    }
+}
+
+fn xattr(ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
+    match call {
+        Call::Getxattr { node, name } => {
+            let at = At::of(ready, *node)?;
+            let value = at.export.tree.getxattr(cx, at.node, name.as_bytes())?;
+            Ok(Attempt::Done(Reply::Value(value.to_vec())))
+        }
+        Call::Listxattr { node } => {
+            let at = At::of(ready, *node)?;
+            let names = at.export.tree.listxattr(cx, at.node)?;
+            let names = names.into_iter().map(OsString::from_vec).collect();
+            Ok(Attempt::Done(Reply::Names(names)))
+        }
+        Call::Setxattr { node, name, value, flags } => {
+            let at = At::changing(ready, *node)?;
+            let flags = match *flags as i32 {
+                0 => XattrFlags::Any,
+                libc::XATTR_CREATE => XattrFlags::Create,
+                libc::XATTR_REPLACE => XattrFlags::Replace,
+                _ => return Err(Error::invalid("invalid xattr flags")),
+            };
+            at.export.tree.setxattr(cx, at.node, name.as_bytes(), value, flags).map(done)
+        }
+        Call::Removexattr { node, name } => {
+            let at = At::changing(ready, *node)?;
+            at.export.tree.removexattr(cx, at.node, name.as_bytes()).map(done)
+        }
+        _ => Err(Error::new(Code::Enosys, "source adapter operation not yet implemented")),
+    }
+}
+
+/// An entry of a directory; for clients that do not know symlinks, what one leads to.
+fn child(ready: &Ready, cx: &Cx, at: &At<'_>, name: &OsStr) -> Result<Attr> {
+    let attr = at.export.tree.lookup(cx, at.node, convert::name(name)?)?;
+    follow(ready, cx, at, name, attr)
+}
+
+fn follow(ready: &Ready, cx: &Cx, at: &At<'_>, name: &OsStr, attr: Attr) -> Result<Attr> {
+    if attr.kind != Kind::Symlink || ready.negotiated(Op::Readlink) {
+        return Ok(attr);
+    }
+    let path = at.export.tree.path(cx, at.node)?.join(convert::name(name)?);
+    walk::resolve(&*at.export.tree, cx, &path)
+}
+
+fn walk_names(ready: &Ready, cx: &Cx, dir: u64, names: &[String]) -> Result<Attempt> {
+    let mut at = At::of(ready, dir)?;
+    let mut attrs = Vec::with_capacity(names.len());
+    for name in names {
+        let attr = match at.export.tree.lookup(cx, at.node, convert::name(OsStr::new(name))?) {
+            Ok(attr) => attr,
+            // What was found so far is worth telling; the client sees that a name is missing.
+            Err(_) if !attrs.is_empty() => break,
+            Err(e) => return Err(e),
+        };
+        attrs.push(convert::attr(at.index, &attr)?);
+        at.node = attr.id;
+        if attr.kind != Kind::Dir {
+            break;
+        }
+    }
+    Ok(Attempt::Done(Reply::Walked(attrs)))
+}
+
+fn rename(
+    ready: &Ready,
+    cx: &Cx,
+    from: &(u64, OsString),
+    to: &(u64, OsString),
+    flags: u32,
+) -> Result<Attempt> {
+    let (source, target) = (At::changing(ready, from.0)?, At::changing(ready, to.0)?);
+    if source.index != target.index {
+        return Err(Error::new(Code::Exdev, "cross-export rename is not supported"));
+    }
+    let flags = match flags {
+        0 => RenameFlags::default(),
+        libc::RENAME_NOREPLACE => RenameFlags { no_replace: true, exchange: false },
+        libc::RENAME_EXCHANGE => RenameFlags { no_replace: false, exchange: true },
+        _ => return Err(Error::invalid("invalid rename flags")),
+    };
+    let from = (source.node, convert::name(&from.1)?);
+    let to = (target.node, convert::name(&to.1)?);
+    source.export.tree.rename(cx, from, to, flags).map(done)
+}
+
+fn listing(
+    session: &Session,
+    ready: &Ready,
+    cx: &Cx,
+    dir: u64,
+    cookie: u64,
+    limit: PageLimit,
+) -> Result<Attempt> {
+    let at = At::of(ready, dir)?;
+    let own = at.export.tree.getattr(cx, at.node)?;
+    if own.kind != Kind::Dir {
+        return Err(Error::new(Code::Enotdir, "node is not a directory"));
+    }
+    let reply =
+        |entries, next, eof, dir_gen| Ok(Attempt::Done(Reply::Dir { entries, next, eof, dir_gen }));
+    if limit.entries == 0 {
+        return reply(Vec::new(), cookie, false, own.generation);
+    }
+    let mut entries = Vec::new();
+    if cookie == 0 {
+        let attr = convert::attr(at.index, &own)?;
+        entries.push(fs::DirEntry { name: ".".into(), attr });
+    }
+    if cookie <= 1 && entries.len() < limit.entries {
+        let attr = convert::attr(at.index, &parent(cx, &at, own.clone()))?;
+        entries.push(fs::DirEntry { name: "..".into(), attr });
+    }
+    let (start, room) = (cookie.max(DOTS), limit.entries - entries.len());
+    if room == 0 {
+        let next = cookie + entries.len() as u64;
+        return reply(entries, next, false, own.generation);
+    }
+    let tree_cookie = match session.cursor(dir, start) {
+        Some(known) => known,
+        None => skip(cx, &at, start - DOTS)?,
+    };
+    let limit = PageLimit { entries: room, ..limit };
+    let page = at.export.tree.readdir(cx, ReadDir { dir: at.node, cookie: tree_cookie, limit })?;
+    let mut cookies = Vec::with_capacity(page.entries.len());
+    for entry in page.entries {
+        // An entry that cannot be shown (a link that leads nowhere, for those who do not know links)
+        // takes no position: it is passed over by the cookie of the one before it.
+        match follow(ready, cx, &at, &entry.name, entry.attr) {
+            Ok(attr) => {
+                let attr = convert::attr(at.index, &attr)?;
+                entries.push(fs::DirEntry { name: entry.name, attr });
+                cookies.push(entry.cookie);
+            }
+            Err(_) => {
+                if let Some(last) = cookies.last_mut() {
+                    *last = entry.cookie;
+                }
+            }
+        }
+    }
+    let next = start + cookies.len() as u64;
+    session.keep_cursor(dir, start, cookies);
+    reply(entries, next, page.eof, page.generation)
+}
+
+/// What `..` shows: the directory above, or the directory itself where that is not to be had.
+fn parent(cx: &Cx, at: &At<'_>, own: Attr) -> Attr {
+    let tree = &*at.export.tree;
+    let above = tree.path(cx, at.node).ok().and_then(|p| p.split_last().map(|(dir, _)| dir));
+    above.and_then(|dir: TreePath| walk::resolve(tree, cx, &dir).ok()).unwrap_or(own)
+}
+
+/// The tree's cookie behind `n` entries, for a position that was not sent in this session.
+fn skip(cx: &Cx, at: &At<'_>, n: u64) -> Result<u64> {
+    let (mut cookie, mut left) = (0, n);
+    while left > 0 {
+        let entries = usize::try_from(left).unwrap_or(usize::MAX).min(PageLimit::DEFAULT.entries);
+        let limit = PageLimit { entries, ..PageLimit::DEFAULT };
+        let page = at.export.tree.readdir(cx, ReadDir { dir: at.node, cookie, limit })?;
+        let Some(last) = page.entries.last() else { break };
+        cookie = last.cookie;
+        left -= page.entries.len() as u64;
+        cx.check()?;
+    }
+    Ok(cookie)
+}
+
+fn open(session: &Session, ready: &Ready, cx: &Cx, node: u64, bits: u32) -> Result<Attempt> {
+    let at = At::of(ready, node)?;
+    let mut flags = convert::flags(bits);
+    if ready.ext.is_none() {
+        // Old clients send the kernel's flags as they come and do what these mean themselves.
+        flags = OpenFlags { append: false, truncate: false, ..flags };
+    }
+    if flags.writes() || flags.truncate {
+        at.export.writable()?;
+    }
+    let opened = at.export.tree.open(cx, at.node, flags)?;
+    let open = Open { export: at.index, handle: opened.handle, kind: opened.kind, flags };
+    let h = kept(session, cx, &at, open)?;
+    Ok(Attempt::Done(Reply::Open(convert::open_reply(h, &opened, flags))))
+}
+
+fn create(
+    session: &Session,
+    ready: &Ready,
+    cx: &Cx,
+    (dir, name): (u64, &OsStr),
+    mode: u32,
+    bits: u32,
+) -> Result<Attempt> {
+    let at = At::changing(ready, dir)?;
+    let mut flags = convert::flags(bits);
+    if ready.ext.is_none() {
+        // The base protocol creates exclusively, and its handle always writes (spec: fs 5, create).
+        flags = OpenFlags { exclusive: true, ..OpenFlags::READ_WRITE };
+    }
+    let (attr, opened) =
+        at.export.tree.create(cx, at.node, convert::name(name)?, mode & 0o7777, flags)?;
+    let open = Open { export: at.index, handle: opened.handle, kind: opened.kind, flags };
+    let h = kept(session, cx, &at, open)?;
+    let attr = convert::attr(at.index, &attr)?;
+    Ok(Attempt::Done(Reply::Created(attr, convert::open_reply(h, &opened, flags))))
+}
+
+/// Numbers an open file, or closes it again when it cannot be kept.
+fn kept(session: &Session, cx: &Cx, at: &At<'_>, open: Open) -> Result<u64> {
+    let handle = open.handle;
+    session.keep(open).inspect_err(|_| {
+        let _ = at.export.tree.release(cx, handle);
+    })
+}
+
+fn on_handle(session: &Session, ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
+    let h = call.handle().unwrap_or_default();
+    let open = match call {
+        Call::Close { h } => session.forget(*h)?,
+        _ => session.opened(h)?,
+    };
+    let export = ready.exports.get(open.export);
+    let export = export.ok_or_else(|| Error::new(Code::Ebadf, "unknown handle"))?;
+    let tree = &export.tree;
+    match call {
+        Call::Read { off, len, .. } => {
+            if !open.flags.reads() {
+                return Err(Error::new(Code::Ebadf, "handle not readable"));
+            }
+            Ok(match tree.read(cx, open.handle, *off, (*len).min(DATA_MAX as u32))? {
+                Read::Data { bytes, eof } => Attempt::Done(Reply::Data { bytes, eof }),
+                Read::Wait(wait) => Attempt::Wait(wait),
+            })
+        }
+        Call::Write { off, data, .. } => {
+            if !open.flags.writes() {
+                return Err(Error::new(Code::Ebadf, "handle not writable"));
+            }
+            if data.len() > DATA_MAX {
+                return Err(Error::invalid("WRITE exceeds max_write"));
+            }
+            write(ready, cx, export, &open, *off, data.clone())
+        }
+        Call::Close { .. } => {
+            let flushed = tree.flush(cx, open.handle);
+            tree.release(cx, open.handle)?;
+            flushed.map(|_| Attempt::Done(Reply::Done))
+        }
+        Call::Flush { .. } => Ok(written(tree.flush(cx, open.handle)?)),
+        Call::Fsync { data_only, .. } => tree.fsync(cx, open.handle, *data_only).map(done),
+        Call::Lock { kind, wait, owner, .. } => {
+            let request = LockRequest { kind: convert::lock(*kind), owner: *owner };
+            match tree.lock(cx, open.handle, request) {
+                Err(e) if e.errno() == libc::EAGAIN && *wait => Ok(Attempt::Locked),
+                outcome => outcome.map(done),
+            }
+        }
+        _ => DONE,
+    }
+}
+
+fn write(
+    ready: &Ready,
+    cx: &Cx,
+    export: &Export,
+    open: &Open,
+    off: u64,
+    data: Bytes,
+) -> Result<Attempt> {
+    let mut outcome = export.tree.write(cx, open.handle, off, data)?;
+    // Clients that know no flush write a message whole (spec: fs 15.2).
+    if open.kind == FileKind::Message && !ready.negotiated(Op::Flush) {
+        outcome.extra = export.tree.flush(cx, open.handle)?.extra.or(outcome.extra);
+    }
+    Ok(written(outcome))
+}
+
+fn written(w: Written) -> Attempt {
+    Attempt::Done(Reply::Written { n: w.n, extra: w.extra })
+}

@@ -1,0 +1,460 @@
+//! One connection of the node protocol: hello first (spec: fs 3), then requests, many at once. Those of
+//! one open file keep their order; a read that must wait is parked; a lock that is taken is tried again
+//! later; neither holds a thread.
+
+use super::calls::{self, Attempt};
+use super::convert;
+use super::cursor::Cursors;
+use super::exports::Exports;
+use crate::base::{Cancel, Code, Deadline, Error, Lanes, Pool, Result, Timer, Wait, id};
+use crate::net::{Conn, InFlight, Message};
+use crate::vfs::{Cx, FileKind, Handle, OpenFlags, Watch, Who};
+use crate::wire::Envelope;
+use crate::wire::fs::{
+    self, Call, Ext, Failure, Fault, Hello, HelloReply, Op, Reply, Request, decode_bin,
+};
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// Open files of one session.
+const HANDLES_MAX: usize = 65_536;
+/// Time for one request that does not wait for something to read.
+const CALL_TIMEOUT_MS: u64 = 40_000;
+/// How often a lock that another holds is tried again, at first and at most.
+const LOCK_RETRY_MS: (u64, u64) = (5, 200);
+/// How long a waiting lock request waits; the client then asks again.
+const LOCK_WAIT_MS: u64 = 10_000;
+
+/// Decides who may come in, and what he finds.
+pub trait Door: Send + Sync {
+    /// Errors: `AuthMissing` and `AuthFailed` (spec: fs 3.1), or what else bars the way.
+    fn enter(&self, hello: &Hello) -> Result<Entry>;
+}
+
+pub struct Entry {
+    pub exports: Arc<Exports>,
+    pub who: Who,
+    /// The node's name for the hello reply.
+    pub name: String,
+}
+
+/// What all sessions of a program share.
+pub struct Server {
+    pub pool: Arc<Pool>,
+    pub timer: Timer,
+}
+
+/// An open file of a session.
+#[derive(Clone)]
+pub(super) struct Open {
+    pub export: usize,
+    pub handle: Handle,
+    pub kind: FileKind,
+    pub flags: OpenFlags,
+}
+
+pub struct Session {
+    server: Arc<Server>,
+    door: Arc<dyn Door>,
+    conn: Conn,
+    lanes: Lanes<u64>,
+    state: Mutex<State>,
+    /// Events could not be queued: the client has to forget everything.
+    lost_events: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    ready: Option<Arc<Ready>>,
+    watches: Vec<Watch>,
+    handles: HashMap<u64, Open>,
+    last_handle: u64,
+    running: HashMap<u64, Running>,
+    last_running: u64,
+    cursors: Cursors,
+    closed: bool,
+}
+
+struct Running {
+    h: Option<u64>,
+    /// A request that may wait long, and is given up when its file is closed.
+    cancel: Cancel,
+}
+
+/// What the hello settled.
+pub(super) struct Ready {
+    pub exports: Arc<Exports>,
+    pub who: Arc<Who>,
+    pub subscribed: bool,
+    pub ext: Option<Ext>,
+}
+
+impl Ready {
+    pub fn negotiated(&self, op: Op) -> bool {
+        self.ext.as_ref().is_some_and(|e| e.has(op))
+    }
+
+    fn bin(&self) -> bool {
+        self.ext.as_ref().is_some_and(|e| e.bin)
+    }
+}
+
+thread_local! {
+    /// The session whose request this thread carries out: it hears of its own changes even when it has
+    /// not subscribed (spec: fs 6).
+    static CURRENT: Cell<u64> = const { Cell::new(0) };
+}
+
+impl Session {
+    pub fn new(server: Arc<Server>, door: Arc<dyn Door>, conn: Conn) -> Arc<Session> {
+        let lanes = Lanes::new(server.pool.clone());
+        let (state, lost_events) = (Mutex::default(), AtomicBool::new(false));
+        Arc::new(Session { server, door, conn, lanes, state, lost_events })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a message; never blocks. What is wrong with it is answered, and ends the connection where
+    /// the spec says so.
+    pub fn message(self: &Arc<Session>, message: Message) {
+        match decode(message) {
+            Ok(request) => self.request(request),
+            Err(fault) => {
+                let first = self.lock().ready.is_none();
+                let e = Error::new(Code::Invalid, fault.message);
+                self.fail(fault.tag, &e, fault.close || first);
+            }
+        }
+    }
+
+    fn request(self: &Arc<Session>, request: Request) {
+        let ready = self.lock().ready.clone();
+        match (request.call, ready) {
+            (Call::Hello(hello), _) => self.hello(request.tag, &hello),
+            (call, Some(ready)) => {
+                let op = call.op();
+                if op.is_extension() && !ready.negotiated(op) {
+                    let e = Error::new(Code::Invalid, "UnsupportedType");
+                    return self.fail(request.tag, &e, true);
+                }
+                self.start(request.tag, call, ready);
+            }
+            (_, None) => {
+                let e = Error::invalid("acheron.t_fs_hello must be negotiated first");
+                self.fail(request.tag, &e, true);
+            }
+        }
+    }
+
+    fn fail(&self, tag: Option<u32>, e: &Error, close: bool) {
+        let _ = self.conn.send(Failure::new(tag, e).encode().into());
+        if close {
+            self.conn.close(None, "");
+        }
+    }
+
+    fn hello(self: &Arc<Session>, tag: Option<u32>, hello: &Hello) {
+        let entry = match self.door.enter(hello) {
+            Ok(entry) => entry,
+            Err(e) => return self.fail(tag, &e, true),
+        };
+        let who = Who { session: id::random_u53(), ..entry.who };
+        let ready = Arc::new(Ready {
+            exports: entry.exports,
+            who: Arc::new(who),
+            subscribed: hello.subscribe_invalidations,
+            ext: hello.ext.as_ref().map(|offered| offered.accept(&Ext::all())),
+        });
+        let reply = HelloReply::Node {
+            name: entry.name,
+            version: env!("CARGO_PKG_VERSION").into(),
+            caps: ready.exports.caps(),
+            ext: ready.ext.clone(),
+        };
+        let first = {
+            let mut s = self.lock();
+            let first = s.ready.is_none();
+            // Files that are open stay open: a later hello only changes the subscription.
+            s.ready = Some(match s.ready.take() {
+                Some(old) => Arc::new(Ready {
+                    exports: old.exports.clone(),
+                    who: old.who.clone(),
+                    subscribed: ready.subscribed,
+                    ext: ready.ext.clone().or_else(|| old.ext.clone()),
+                }),
+                None => ready.clone(),
+            });
+            first
+        };
+        if first {
+            self.watch(&ready.exports);
+        }
+        let _ = self.conn.send(Reply::Hello(reply).encode(Op::Hello, tag, false).into());
+    }
+
+    fn watch(self: &Arc<Session>, exports: &Exports) {
+        for (index, export) in exports.iter() {
+            let session = Arc::downgrade(self);
+            let watch = export.tree.watch(Arc::new(move |event| {
+                if let (Some(session), Some(event)) =
+                    (session.upgrade(), convert::event(index, event))
+                {
+                    session.event(event);
+                }
+            }));
+            // A tree that announces nothing cannot be watched; its clients go by their time-outs.
+            if let Ok(watch) = watch {
+                self.lock().watches.push(watch);
+            }
+        }
+    }
+
+    fn event(&self, event: fs::Event) {
+        let own = CURRENT.get() == self.conn.id();
+        let Some(ready) = self.lock().ready.clone() else { return };
+        if !own && !ready.subscribed {
+            return;
+        }
+        if event == fs::Event::Resync || self.lost_events.load(Ordering::Acquire) {
+            return self.resync(&ready);
+        }
+        if self.conn.push(Message::text(event.encode())).is_err() {
+            self.lost_events.store(true, Ordering::Release);
+        }
+    }
+
+    /// Tells the client to forget everything, in words that it knows.
+    fn resync(&self, ready: &Ready) {
+        let events = match ready.ext {
+            Some(_) => vec![fs::Event::Resync],
+            None => {
+                let roots = ready.exports.list().unwrap_or_default();
+                roots.iter().map(|e| fs::Event::All { node: e.root, generation: None }).collect()
+            }
+        };
+        let queued = events.iter().all(|e| self.conn.push(Message::text(e.encode())).is_ok());
+        self.lost_events.store(!queued, Ordering::Release);
+    }
+
+    fn start(self: &Arc<Session>, tag: Option<u32>, call: Call, ready: Arc<Ready>) {
+        if let Call::Close { h } = call {
+            self.give_up(|r| r.h == Some(h));
+        }
+        let cancel = Cancel::new();
+        let (h, key) = {
+            let mut s = self.lock();
+            s.last_running += 1;
+            let (h, key) = (call.handle(), s.last_running);
+            s.running.insert(key, Running { h, cancel: cancel.clone() });
+            (h, key)
+        };
+        let cx = Cx::new(ready.who.clone(), Deadline::after_ms(CALL_TIMEOUT_MS));
+        let job = Job {
+            call,
+            cx: Cx { cancel, ..cx },
+            bin: ready.bin(),
+            ready,
+            answer: Answer {
+                session: self.clone(),
+                tag,
+                key,
+                _in_flight: self.conn.begin(),
+                sent: false,
+            },
+            lock_until: None,
+            lock_retry_ms: LOCK_RETRY_MS.0,
+        };
+        job.submit(h);
+    }
+
+    fn give_up(&self, which: impl Fn(&Running) -> bool) {
+        let s = self.lock();
+        let found: Vec<_> =
+            s.running.values().filter(|r| which(r)).map(|r| r.cancel.clone()).collect();
+        drop(s);
+        found.iter().for_each(Cancel::cancel);
+    }
+
+    /// The connection is gone: gives up what runs, and closes what is open, locks with it.
+    pub fn closed(self: &Arc<Session>) {
+        let (ready, handles, watches) = {
+            let mut s = self.lock();
+            s.closed = true;
+            let handles = std::mem::take(&mut s.handles);
+            (s.ready.clone(), handles, std::mem::take(&mut s.watches))
+        };
+        drop(watches);
+        self.give_up(|_| true);
+        let Some(ready) = ready.filter(|_| !handles.is_empty()) else { return };
+        let release = Arc::new(Mutex::new(handles));
+        let work = {
+            let (ready, release) = (ready.clone(), release.clone());
+            move || release_all(&ready, &release)
+        };
+        if self.server.pool.submit(work).is_err() {
+            // The pool is full or has stopped. Leaving files open and locked is worse than a short
+            // wait on this thread.
+            release_all(&ready, &release);
+        }
+    }
+
+    /// Gives an open file its number. Errors: ENFILE.
+    pub(super) fn keep(&self, open: Open) -> Result<u64> {
+        let mut s = self.lock();
+        if s.closed {
+            return Err(Error::new(Code::Cancelled, "the session has ended"));
+        }
+        if s.handles.len() >= HANDLES_MAX {
+            let message = format!("this session has {HANDLES_MAX} files open");
+            return Err(Error::from_errno(libc::ENFILE, message));
+        }
+        s.last_handle += 1;
+        let h = s.last_handle;
+        s.handles.insert(h, open);
+        Ok(h)
+    }
+
+    pub(super) fn opened(&self, h: u64) -> Result<Open> {
+        let found = self.lock().handles.get(&h).cloned();
+        found.ok_or_else(|| Error::new(Code::Ebadf, "unknown handle"))
+    }
+
+    pub(super) fn forget(&self, h: u64) -> Result<Open> {
+        let found = self.lock().handles.remove(&h);
+        found.ok_or_else(|| Error::new(Code::Ebadf, "unknown handle"))
+    }
+
+    pub(super) fn cursor(&self, dir: u64, at: u64) -> Option<u64> {
+        self.lock().cursors.find(dir, at)
+    }
+
+    pub(super) fn keep_cursor(&self, dir: u64, start: u64, cookies: Vec<u64>) {
+        self.lock().cursors.keep(dir, start, cookies);
+    }
+}
+
+fn release_all(ready: &Ready, handles: &Mutex<HashMap<u64, Open>>) {
+    let handles = std::mem::take(&mut *handles.lock().unwrap_or_else(PoisonError::into_inner));
+    let cx = Cx::new(ready.who.clone(), Deadline::after_ms(CALL_TIMEOUT_MS));
+    for open in handles.into_values() {
+        let Some(export) = ready.exports.get(open.export) else { continue };
+        if let Err(e) = export.tree.release(&cx, open.handle) {
+            log::debug!("closing a file of a lost session: {e}");
+        }
+    }
+}
+
+fn decode(message: Message) -> Result<Request, Fault> {
+    match message {
+        Message::Text(text) => match Envelope::parse(&text) {
+            Ok(envelope) => Request::decode(&envelope),
+            Err(m) => Err(Fault { tag: m.tag, message: m.fault.into(), close: true }),
+        },
+        Message::Binary(frame) => {
+            let unsupported =
+                |message: &str| Fault { tag: None, message: message.into(), close: false };
+            let (head, meta, data) = decode_bin(&frame)
+                .map_err(|e| unsupported(&format!("unsupported websocket opcode: {e}")))?;
+            let meta = std::str::from_utf8(&meta).map_err(|_| unsupported("meta is not UTF-8"))?;
+            Request::decode_bin(&head, meta, data)
+        }
+    }
+}
+
+/// Answers one request, whatever becomes of it: dropped (a panic), it answers EIO.
+struct Answer {
+    session: Arc<Session>,
+    tag: Option<u32>,
+    key: u64,
+    _in_flight: InFlight,
+    sent: bool,
+}
+
+impl Answer {
+    fn send(mut self, op: Op, bin: bool, outcome: Result<Reply>) {
+        self.sent = true;
+        let frame = match outcome {
+            Ok(reply) => reply.encode(op, self.tag, bin),
+            Err(e) => Failure::new(self.tag, &e).encode(),
+        };
+        let _ = self.session.conn.send(frame.into());
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.session.lock().running.remove(&self.key);
+        if !self.sent {
+            let e = Error::new(Code::Eio, "internal error");
+            self.session.fail(self.tag, &e, false);
+        }
+    }
+}
+
+/// One request under way.
+struct Job {
+    call: Call,
+    cx: Cx,
+    ready: Arc<Ready>,
+    bin: bool,
+    answer: Answer,
+    /// Until when a lock is waited for, once it was found taken.
+    lock_until: Option<Deadline>,
+    lock_retry_ms: u64,
+}
+
+impl Job {
+    /// `lane`: the open file whose requests keep their order.
+    fn submit(self, lane: Option<u64>) {
+        let session = self.answer.session.clone();
+        if let Err((e, job)) = session.lanes.hand(lane, self, Job::run) {
+            job.finish(Err(e));
+        }
+    }
+
+    fn run(self) {
+        if let Err(e) = self.cx.check() {
+            return self.finish(Err(e));
+        }
+        let session = self.answer.session.clone();
+        CURRENT.set(session.conn.id());
+        let attempt = calls::run(&session, &self.ready, &self.cx, &self.call);
+        CURRENT.set(0);
+        match attempt {
+            Ok(Attempt::Done(reply)) => self.finish(Ok(reply)),
+            Ok(Attempt::Wait(wait)) => self.park(wait),
+            Ok(Attempt::Locked) => self.lock_later(),
+            Err(e) => self.finish(Err(e)),
+        }
+    }
+
+    fn finish(self, outcome: Result<Reply>) {
+        self.answer.send(self.call.op(), self.bin, outcome);
+    }
+
+    /// A file that makes its readers wait keeps its own time; only giving up ends it early.
+    fn park(mut self, wait: Wait) {
+        self.cx.deadline = Deadline::never();
+        let timer = self.answer.session.server.timer.clone();
+        let cancel = self.cx.cancel.clone();
+        wait.park(&timer, Deadline::never(), &cancel, move || self.submit(None));
+    }
+
+    fn lock_later(mut self) {
+        let until = *self.lock_until.get_or_insert_with(|| Deadline::after_ms(LOCK_WAIT_MS));
+        if until.passed() || self.cx.cancel.is_cancelled() {
+            return self.finish(Err(Error::new(Code::Again, "would block")));
+        }
+        self.cx.deadline = until.min(Deadline::after_ms(CALL_TIMEOUT_MS));
+        let wait_ms = self.lock_retry_ms;
+        self.lock_retry_ms = (wait_ms * 2).min(LOCK_RETRY_MS.1);
+        let timer = self.answer.session.server.timer.clone();
+        let when = Instant::now() + std::time::Duration::from_millis(wait_ms);
+        timer.at(when, Box::new(move || self.submit(None)));
+    }
+}

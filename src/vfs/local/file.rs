@@ -1,0 +1,206 @@
+//! Open files: made only of regular files, and only after looking at what is to be opened.
+
+use super::resolve::Node;
+use super::sys;
+use super::{Event, Local};
+use crate::base::{Error, Result};
+use crate::vfs::{Attr, FileKind, Kind, LockKind, LockRequest, OpenFlags, Opened, Read, Written};
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
+
+/// Most that one read returns.
+const READ_MAX: u32 = 8 << 20;
+/// How often a name that others keep creating and removing is tried.
+const RACES_MAX: u32 = 16;
+
+pub(super) struct OpenFile {
+    pub file: File,
+    flags: OpenFlags,
+    /// Who holds the lock of this open file; the host knows it as one holder.
+    locks: Mutex<BTreeMap<u64, LockKind>>,
+}
+
+impl OpenFile {
+    fn new(file: File, flags: OpenFlags) -> OpenFile {
+        OpenFile { file, flags, locks: Mutex::default() }
+    }
+
+    pub fn read(&self, offset: u64, len: u32) -> Result<Read> {
+        if !self.flags.reads() {
+            return Err(Error::from_errno(libc::EBADF, "handle not readable"));
+        }
+        let len = len.min(READ_MAX) as usize;
+        let mut bytes = sys::pread(&self.file, offset, len)?;
+        // Small files are asked for in large reads: their bytes may be kept for long, the room not.
+        if bytes.len() < len / 2 {
+            bytes.shrink_to_fit();
+        }
+        let eof = bytes.len() < len;
+        Ok(Read::Data { bytes: bytes.into(), eof })
+    }
+
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<Written> {
+        self.writable()?;
+        let mut done = 0;
+        while done < data.len() {
+            // Linux ignores the offset of a file that was opened to append.
+            match self.file.write_at(&data[done..], offset.saturating_add(done as u64)) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(Written::bytes(done))
+    }
+
+    pub fn set_len(&self, size: u64) -> Result<()> {
+        self.writable()?;
+        Ok(self.file.set_len(size)?)
+    }
+
+    fn writable(&self) -> Result<()> {
+        if !self.flags.writes() {
+            return Err(Error::from_errno(libc::EBADF, "handle not writable"));
+        }
+        Ok(())
+    }
+
+    pub fn sync(&self, data_only: bool) -> Result<()> {
+        Ok(if data_only { self.file.sync_data() } else { self.file.sync_all() }?)
+    }
+
+    pub fn lock(&self, request: LockRequest) -> Result<()> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wanted = locks.clone();
+        wanted.remove(&request.owner);
+        let clash = match request.kind {
+            LockKind::Unlock => false,
+            LockKind::Shared => wanted.values().any(|k| *k == LockKind::Exclusive),
+            LockKind::Exclusive => !wanted.is_empty(),
+        };
+        if clash {
+            return Err(Error::from_errno(libc::EAGAIN, "locked by another owner"));
+        }
+        if request.kind != LockKind::Unlock {
+            wanted.insert(request.owner, request.kind);
+        }
+        let operation = match wanted.values().next() {
+            None => libc::LOCK_UN,
+            Some(LockKind::Exclusive) => libc::LOCK_EX,
+            Some(_) => libc::LOCK_SH,
+        };
+        match sys::flock(&self.file, operation) {
+            Ok(()) => *locks = wanted,
+            Err(e) => {
+                // A conversion that fails has let go of the old lock (flock(2)); take it back.
+                let held = locks.values().next().map(|_| libc::LOCK_SH);
+                if held.is_some_and(|op| sys::flock(&self.file, op).is_err()) {
+                    locks.clear();
+                }
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Local {
+    pub(super) fn open_node(&self, node: &Node, flags: OpenFlags) -> Result<Opened> {
+        match node.stat.kind() {
+            Kind::File => {}
+            Kind::Dir => return Err(Error::from_errno(libc::EISDIR, "is a directory")),
+            Kind::Symlink => {
+                return Err(Error::from_errno(libc::ELOOP, "is a symlink; open what it leads to"));
+            }
+            Kind::Special => {
+                return Err(Error::from_errno(
+                    libc::ENXIO,
+                    "FIFOs, sockets and devices stay closed",
+                ));
+            }
+        }
+        if flags.writes() || flags.truncate {
+            self.writable()?;
+        }
+        let file = sys::reopen(node, host_flags(flags))?;
+        let generation = if flags.truncate {
+            sys::stat(&file, OsStr::new(""))?.generation()
+        } else {
+            node.stat.generation()
+        };
+        let handle = self.handles.insert(node.id, OpenFile::new(file, flags))?;
+        if flags.truncate {
+            let generation = Some(generation);
+            self.announce(&[Event::Data { node: node.id, generation }]);
+        }
+        Ok(Opened { handle, kind: FileKind::Plain, generation })
+    }
+
+    pub(super) fn create_file(
+        &self,
+        dir: &Node,
+        name: &OsStr,
+        mode: u32,
+        flags: OpenFlags,
+    ) -> Result<(Attr, Opened)> {
+        for _ in 0..RACES_MAX {
+            if !flags.exclusive
+                && let Ok(stat) = sys::stat(dir, name)
+            {
+                // There already. Opened as any file; tried again if it went in the meantime.
+                let attr = self.attr(dir.id, name, &stat);
+                match self.node(attr.id).and_then(|node| self.open_node(&node, flags)) {
+                    Err(e) if matches!(e.errno(), libc::ESTALE | libc::ENOENT) => continue,
+                    opened => return Ok((attr, opened?)),
+                }
+            }
+            match self.create_new(dir, name, mode, flags) {
+                Err(e) if e.errno() == libc::EEXIST && !flags.exclusive => {}
+                outcome => return outcome,
+            }
+        }
+        Err(Error::from_errno(libc::EAGAIN, "the name keeps coming and going; try again"))
+    }
+
+    fn create_new(
+        &self,
+        dir: &Node,
+        name: &OsStr,
+        mode: u32,
+        flags: OpenFlags,
+    ) -> Result<(Attr, Opened)> {
+        self.writable()?;
+        let host = host_flags(flags) | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
+        let mode = Mode::from_bits_truncate(mode & 0o777);
+        let file = File::from(nix::fcntl::openat(dir, name, host | OFlag::O_CLOEXEC, mode)?);
+        let stat = sys::stat(&file, OsStr::new(""))?;
+        let attr = self.attr(dir.id, name, &stat);
+        let handle = self.handles.insert(attr.id, OpenFile::new(file, flags))?;
+        let generation = attr.generation;
+        self.announce(&[
+            Event::Dir(dir.id),
+            Event::All { node: attr.id, generation: Some(generation) },
+        ]);
+        Ok((attr, Opened { handle, kind: FileKind::Plain, generation }))
+    }
+}
+
+/// O_NONBLOCK: should it be something else than a file after all, nobody waits for it.
+fn host_flags(flags: OpenFlags) -> OFlag {
+    let access = match (flags.reads(), flags.writes()) {
+        (true, true) => OFlag::O_RDWR,
+        (false, _) => OFlag::O_WRONLY,
+        (true, false) => OFlag::O_RDONLY,
+    };
+    let mut host = access | OFlag::O_NONBLOCK;
+    host.set(OFlag::O_APPEND, flags.append);
+    host.set(OFlag::O_TRUNC, flags.truncate);
+    host
+}
