@@ -5,5 +5,6 @@ mod conformance;
 mod net;
 mod provider;
 mod provider_fake;
+mod runtime;
 mod store;
 mod tidy;
