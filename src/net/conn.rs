@@ -1,8 +1,9 @@
 //! The handle on a connection that other threads hold, its limits, and its bounded outbox.
 //!
 //! One mutex per connection guards everything shared with its I/O thread, and is not held while the
-//! socket is written. Whoever queues a frame while nobody writes, writes it at once on its own thread;
-//! only what the socket does not take is left to the I/O thread.
+//! socket is written. Whoever queues a frame while nobody writes, writes it at once on its own thread,
+//! which saves the round through the I/O thread; that gets what the socket does not take, and the
+//! replies of a connection with several requests in flight, which it writes together.
 
 use super::message::{Frame, Message, Role};
 use super::reactor::{Command, Port};
@@ -323,7 +324,10 @@ impl Shared {
         }
         let at = s.push(frame);
         self.port.sent.add(1);
-        if !s.busy && !s.writing && s.blocked.is_none() {
+        if s.inflight > 1 {
+            // More replies are about to come, and one write of the I/O thread carries them all.
+            self.attend(&mut s);
+        } else if !s.busy && !s.writing && s.blocked.is_none() {
             drop(self.write(s));
         }
         Ok(at)

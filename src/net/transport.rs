@@ -1,7 +1,7 @@
 //! A non-blocking byte stream: TCP, or TLS over TCP (client side). Reading and writing may happen on
 //! different threads at the same time.
 
-use crate::base::{Code, Deadline, Error, Result, ResultExt};
+use crate::base::{Code, Deadline, Error, Result};
 use bytes::{Buf, Bytes};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
@@ -40,7 +40,10 @@ impl Transport {
             .map_err(|_| Error::invalid(format!("{host:?} is not a name TLS can check")))?;
         let mut session = ClientConnection::new(client_config()?, name).map_err(tls_error)?;
         let mut socket = Patient { tcp: &self.tcp, deadline };
-        session.complete_io(&mut socket).context("TLS")?;
+        session.complete_io(&mut socket).map_err(|e| match e.kind() {
+            ErrorKind::TimedOut => Error::new(Code::Timeout, "no TLS handshake in time"),
+            _ => Error::new(Code::Unavailable, format!("TLS: {e}")),
+        })?;
         Ok(Transport { tls: Some(Mutex::new(session)), ..self })
     }
 

@@ -111,6 +111,14 @@ impl<K: Clone + Eq + Hash> Ids<K> {
         here.then_some(id)
     }
 
+    /// The node is known by another key from now on.
+    pub fn rekey(&self, id: NodeId, key: &K) {
+        let mut s = self.write();
+        if s.nodes.contains_key(&id) {
+            s.rekey(id, key.clone());
+        }
+    }
+
     pub fn id(&self, key: &K) -> Option<NodeId> {
         self.read().by_key.get(key).copied()
     }

@@ -5,6 +5,7 @@
 mod handles;
 mod ids;
 mod local;
+pub mod remote;
 pub mod synthetic;
 mod tree;
 mod types;

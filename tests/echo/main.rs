@@ -59,11 +59,14 @@ fn run() -> Result<()> {
             seconds: option(&mut args, "--seconds", 5)?,
             threads,
         };
-        return probe::run(&url.parse()?, &plan);
+        let url = url.parse()?;
+        no_more(args)?;
+        return probe::run(&url, &plan);
     }
     let workers: usize = option(&mut args, "--workers", 0)?;
     let workers = (workers > 0).then(|| Pool::start("worker", workers, QUEUE_MAX));
     let bind: SocketAddr = option(&mut args, "--bind", SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    no_more(args)?;
     let signals = Signals::install()?;
     let timer = Timer::start();
     let net = Net::start(threads, timer.clone())?;
@@ -84,6 +87,13 @@ where
     T::Err: std::fmt::Display,
 {
     Ok(args.opt_value_from_str(name).map_err(usage).context(name)?.unwrap_or(default))
+}
+
+fn no_more(args: pico_args::Arguments) -> Result<()> {
+    match args.finish().first() {
+        Some(word) => Err(Error::new(Code::Usage, format!("{} is not known", word.display()))),
+        None => Ok(()),
+    }
 }
 
 fn usage(e: pico_args::Error) -> Error {

@@ -7,6 +7,7 @@ mod listing;
 mod local;
 mod model;
 mod random;
+mod remote;
 mod synthetic;
 
 use bytes::Bytes;

@@ -149,6 +149,6 @@ impl Raw {
         if code.is_none() {
             assert!(got.payload.is_empty());
         }
-        assert_eq!(self.rest(), []);
+        assert!(self.rest().is_empty());
     }
 }

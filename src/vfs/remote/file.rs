@@ -1,0 +1,290 @@
+//! Open files of a remote tree: opened again when the connection was, and read without holding a thread
+//! where the file makes its readers wait.
+
+use super::peer::{Link, read};
+use super::tree::{Remote, Wire, attr, bits, unexpected};
+use crate::base::{Deadline, Error, Name, Notify, Result};
+use crate::net::{CallError, Message};
+use crate::vfs::{
+    Access, Attr, Cx, Event, FileKind, Handle, NodeId, OpenFlags, Opened, Read, SetAttr, Tree,
+    Written,
+};
+use crate::wire::fs::{Call, Op, OpenReply, Reply, Request};
+use bytes::Bytes;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub(super) struct OpenFile {
+    node: NodeId,
+    flags: OpenFlags,
+    kind: FileKind,
+    state: Mutex<State>,
+}
+
+struct State {
+    epoch: u64,
+    h: u64,
+    /// A read of a stream file that has been sent and not been answered, or not been taken.
+    pending: Option<Pending>,
+}
+
+#[derive(Clone)]
+struct Pending {
+    offset: u64,
+    len: u32,
+    epoch: u64,
+    tag: u32,
+    answer: Arc<Mutex<Option<Result<Message, CallError>>>>,
+    answered: Notify,
+}
+
+impl OpenFile {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn kind(open: &OpenReply) -> FileKind {
+    match open.kind.as_deref() {
+        Some("message") => FileKind::Message,
+        Some("stream") => FileKind::Stream,
+        _ => FileKind::Plain,
+    }
+}
+
+impl Remote {
+    fn keep(
+        &self,
+        link: &Link,
+        node: NodeId,
+        flags: OpenFlags,
+        open: &OpenReply,
+    ) -> Result<Opened> {
+        let state = State { epoch: link.epoch, h: open.h, pending: None };
+        let file = OpenFile { node, flags, kind: kind(open), state: Mutex::new(state) };
+        let handle = self.handles.insert(node, file)?;
+        Ok(Opened { handle, kind: kind(open), generation: open.generation })
+    }
+
+    pub(super) fn open_file(&self, cx: &Cx, node: NodeId, flags: OpenFlags) -> Result<Opened> {
+        let make =
+            |link: &Link| Ok(Call::Open { node: self.wire(cx, link, node)?, flags: bits(flags) });
+        let (opened, old) = self.run(cx, Op::Open, make, |link, reply| match reply {
+            Reply::Open(open) => {
+                Ok((self.keep(link, node, flags, &open)?, !link.ext.has(Op::Setattr)))
+            }
+            _ => Err(unexpected(Op::Open)),
+        })?;
+        // Old nodes do not look at O_TRUNC.
+        if old && flags.truncate && flags.writes() {
+            let set = SetAttr { size: Some(0), ..SetAttr::default() };
+            if let Err(e) = self.setattr(cx, node, None, &set) {
+                let _ = self.release_file(cx, opened.handle);
+                return Err(e);
+            }
+        }
+        Ok(opened)
+    }
+
+    pub(super) fn create_file(
+        &self,
+        cx: &Cx,
+        dir: NodeId,
+        name: Name<'_>,
+        mode: u32,
+        flags: OpenFlags,
+    ) -> Result<(Attr, Opened)> {
+        let make = |link: &Link| {
+            Ok(Call::Create {
+                dir: self.wire(cx, link, dir)?,
+                name: name.as_os_str().to_os_string(),
+                mode: libc::S_IFREG | (mode & 0o7777),
+                flags: bits(flags),
+            })
+        };
+        let made = self.run(cx, Op::Create, make, |link, reply| match reply {
+            Reply::Created(a, open) => {
+                let key = Wire { epoch: link.epoch, id: a.id };
+                let is_news = self.ids.id(&key).is_none();
+                let node = self.ids.intern(&key, dir, name.as_os_str());
+                // The node's own event about it came before anybody here could know it.
+                if is_news {
+                    self.announce(Event::All { node, generation: Some(a.generation) });
+                }
+                Ok((attr(node, &a), self.keep(link, node, flags, &open)?))
+            }
+            _ => Err(unexpected(Op::Create)),
+        });
+        match made {
+            // Old nodes create only what is not there.
+            Err(e) if e.errno() == libc::EEXIST && !flags.exclusive => {
+                let found = self.lookup(cx, dir, name)?;
+                let opened = self.open_file(cx, found.id, flags)?;
+                Ok((found, opened))
+            }
+            made => made,
+        }
+    }
+
+    /// The file's handle on this link; one of an earlier epoch is opened again.
+    pub(super) fn wire_handle(&self, cx: &Cx, link: &Link, handle: Handle) -> Result<u64> {
+        let (_, file) = self.handles.get(handle)?;
+        {
+            let state = file.lock();
+            if state.epoch == link.epoch {
+                return Ok(state.h);
+            }
+        }
+        // What was done by opening it the first time is not done again.
+        let flags = OpenFlags { truncate: false, exclusive: false, ..file.flags };
+        let node = self.wire(cx, link, file.node)?;
+        let call = Call::Open { node, flags: bits(flags) };
+        let Reply::Open(open) = link.call(call, cx.deadline, &cx.cancel)? else {
+            return Err(unexpected(Op::Open));
+        };
+        let mut state = file.lock();
+        if state.epoch != link.epoch {
+            (state.epoch, state.h) = (link.epoch, open.h);
+        }
+        Ok(state.h)
+    }
+
+    pub(super) fn read_file(&self, cx: &Cx, handle: Handle, offset: u64, len: u32) -> Result<Read> {
+        let (_, file) = self.handles.get(handle)?;
+        if file.kind == FileKind::Stream {
+            return self.read_stream(cx, handle, &file, offset, len);
+        }
+        let make = |link: &Link| {
+            let len = len.min(link.caps.max_read);
+            Ok(Call::Read { h: self.wire_handle(cx, link, handle)?, off: offset, len })
+        };
+        self.run(cx, Op::Read, make, |_, reply| data(reply))
+    }
+
+    /// Sends the read and says to wait; the next call with the same arguments takes the answer.
+    fn read_stream(
+        &self,
+        cx: &Cx,
+        handle: Handle,
+        file: &Arc<OpenFile>,
+        offset: u64,
+        len: u32,
+    ) -> Result<Read> {
+        let pending = file.lock().pending.clone();
+        if let Some(p) = pending.filter(|p| (p.offset, p.len) == (offset, len)) {
+            let seen = p.answered.seen();
+            let answer = p.answer.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let Some(answer) = answer else {
+                return Ok(Read::Wait(p.answered.wait(seen, Deadline::never())));
+            };
+            file.lock().pending = None;
+            return match answer {
+                Ok(message) => data(read(Op::Read, &message)?),
+                // Asked anew, on the connection that there is then.
+                Err(e) if e.error.is_peer_lost() => self.read_stream(cx, handle, file, offset, len),
+                Err(e) => Err(e.error),
+            };
+        }
+        let link = self.link(cx)?;
+        let h = self.wire_handle(cx, &link, handle)?;
+        let p = self.send_read(&link, h, offset, len)?;
+        let seen = p.answered.seen();
+        let wait = p.answered.wait(seen, Deadline::never());
+        let old = file.lock().pending.replace(p.clone());
+        if let Some(old) = old.filter(|o| o.epoch == link.epoch) {
+            link.mux.abandon(old.tag);
+        }
+        if p.answer.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return self.read_stream(cx, handle, file, offset, len);
+        }
+        Ok(Read::Wait(wait))
+    }
+
+    fn send_read(&self, link: &Link, h: u64, offset: u64, len: u32) -> Result<Pending> {
+        let answer = Arc::new(Mutex::new(None));
+        let answered = Notify::default();
+        let done = {
+            let (answer, answered) = (answer.clone(), answered.clone());
+            move |reply| {
+                *answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(reply);
+                answered.notify();
+            }
+        };
+        let call = Call::Read { h, off: offset, len: len.min(link.caps.max_read) };
+        let build = |tag| Message::from(Request { tag: Some(tag), call }.encode(link.ext.bin));
+        let tag = link.mux.start(build, Deadline::never(), done)?;
+        Ok(Pending { offset, len, epoch: link.epoch, tag, answer, answered })
+    }
+
+    pub(super) fn write_file(
+        &self,
+        cx: &Cx,
+        handle: Handle,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<Written> {
+        let (_, file) = self.handles.get(handle)?;
+        let mut total = Written::default();
+        loop {
+            let done = total.n as usize;
+            let make = |link: &Link| {
+                let h = self.wire_handle(cx, link, handle)?;
+                // Old nodes do not look at O_APPEND: the offset has to say it.
+                let old_append = file.flags.append && !link.ext.has(Op::Setattr);
+                let off = if old_append {
+                    self.getattr(cx, file.node)?.size
+                } else {
+                    offset + done as u64
+                };
+                let end = data.len().min(done + link.caps.max_write as usize);
+                Ok(Call::Write { h, off, data: data.slice(done..end) })
+            };
+            let (n, extra) = self.run(cx, Op::Write, make, |_, reply| match reply {
+                Reply::Written { n, extra } => Ok((n, extra)),
+                _ => Err(unexpected(Op::Write)),
+            })?;
+            total.n += n;
+            total.extra = extra.or(total.extra);
+            if n == 0 || total.n as usize >= data.len() {
+                total.n = total.n.min(data.len() as u64);
+                return Ok(total);
+            }
+        }
+    }
+
+    /// Plain files are written through, so only a message has to be ended.
+    pub(super) fn flush_file(&self, cx: &Cx, handle: Handle) -> Result<Written> {
+        let (_, file) = self.handles.get(handle)?;
+        if file.kind != FileKind::Message || file.flags.access == Access::Read {
+            return Ok(Written::default());
+        }
+        let make = |link: &Link| Ok(Call::Flush { h: self.wire_handle(cx, link, handle)? });
+        self.run(cx, Op::Flush, make, |_, reply| match reply {
+            Reply::Written { n, extra } => Ok(Written { n, extra }),
+            _ => Err(unexpected(Op::Flush)),
+        })
+    }
+
+    /// A handle of a connection that is gone is closed with it.
+    pub(super) fn release_file(&self, cx: &Cx, handle: Handle) -> Result<()> {
+        let file = self.handles.remove(handle)?;
+        let (epoch, h) = {
+            let state = file.lock();
+            (state.epoch, state.h)
+        };
+        let Ok(link) = self.link(cx) else { return Ok(()) };
+        if link.epoch != epoch {
+            return Ok(());
+        }
+        match link.call(Call::Close { h }, cx.deadline, &cx.cancel) {
+            Err(e) if !e.error.is_peer_lost() => Err(e.error),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn data(reply: Reply) -> Result<Read, Error> {
+    match reply {
+        Reply::Data { bytes, eof } => Ok(Read::Data { bytes, eof }),
+        _ => Err(unexpected(Op::Read)),
+    }
+}

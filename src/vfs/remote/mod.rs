@@ -1,0 +1,12 @@
+//! An export at the other end of a WebSocket, as a tree. Many callers share one connection; when it is
+//! lost it is made again, ids and open files are found again by their names, and what was lost in
+//! between is told as `Resync`. It keeps no file data and no attributes.
+
+mod dial;
+mod file;
+mod peer;
+mod tree;
+
+pub use dial::{Dial, say_hello};
+pub use peer::{Connector, Link, Peer, PeerStatus};
+pub use tree::Remote;

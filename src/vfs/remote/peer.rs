@@ -1,0 +1,232 @@
+//! A node to talk to: one connection at a time, made when it is needed, and again when it was lost. While
+//! a node cannot be reached, calls fail at once instead of waiting for it, and it is tried again in
+//! growing steps.
+
+use crate::base::{Cancel, Code, Deadline, Error, Notify, Result};
+use crate::net::{CallError, Message, Mux};
+use crate::wire::fs::{self, Call, Event, Ext, Reply, Request, decode_bin_reply, decode_reply};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+/// Steps in which an unreachable node is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Time for one attempt to connect, hello included.
+const CONNECT_MS: u64 = 5_000;
+
+/// How a connection to a node is made.
+pub trait Connector: Send + Sync {
+    /// Connects and says hello. `lost` must be called once when the connection ends, and `event` for
+    /// every event; both on a thread that must not block.
+    fn connect(&self, deadline: Deadline, hooks: Hooks) -> Result<Link>;
+
+    /// Where it leads, for people.
+    fn target(&self) -> String;
+}
+
+/// What a connection tells its peer.
+#[derive(Clone)]
+pub struct Hooks {
+    pub event: Arc<dyn Fn(Event) + Send + Sync>,
+    pub lost: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// A connection that has said hello.
+pub struct Link {
+    pub mux: Mux,
+    /// What the node accepted of our extensions; nothing from an old one.
+    pub ext: Ext,
+    pub caps: fs::Caps,
+    pub name: String,
+    pub exports: Vec<fs::Export>,
+    /// Ids and handles of one epoch mean nothing in another.
+    pub epoch: u64,
+}
+
+pub struct Peer {
+    connector: Arc<dyn Connector>,
+    state: Mutex<State>,
+    changed: Notify,
+    listeners: RwLock<Vec<Listener>>,
+}
+
+/// Told of events; `None` when the connection was lost or made again.
+pub type Listener = Arc<dyn Fn(Option<&Event>) + Send + Sync>;
+
+#[derive(Default)]
+struct State {
+    link: Option<Arc<Link>>,
+    epoch: u64,
+    connecting: bool,
+    failures: u32,
+    retry_at: Option<Instant>,
+    last_error: Option<Error>,
+}
+
+/// How a peer stands, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    pub target: String,
+    pub connected: bool,
+    pub consecutive_failures: u32,
+    pub last_error: Option<String>,
+}
+
+impl Peer {
+    pub fn new(connector: Arc<dyn Connector>) -> Arc<Peer> {
+        Arc::new(Peer {
+            connector,
+            state: Mutex::default(),
+            changed: Notify::default(),
+            listeners: RwLock::default(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn listen(&self, listener: Listener) {
+        self.listeners.write().unwrap_or_else(PoisonError::into_inner).push(listener);
+    }
+
+    fn tell(&self, event: Option<&Event>) {
+        let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner).clone();
+        listeners.iter().for_each(|l| l(event));
+    }
+
+    pub fn status(&self) -> PeerStatus {
+        let s = self.lock();
+        PeerStatus {
+            target: self.connector.target(),
+            connected: s.link.is_some(),
+            consecutive_failures: s.failures,
+            last_error: s.last_error.as_ref().map(ToString::to_string),
+        }
+    }
+
+    /// The node may be reachable again, or in another way: the next call tries at once.
+    pub fn retry_now(&self) {
+        let mut s = self.lock();
+        (s.failures, s.retry_at) = (0, None);
+    }
+
+    /// The connection, made if there is none; callers that come meanwhile wait for the same attempt.
+    /// Errors: `unavailable`, at once while the node is known to be unreachable.
+    pub fn link(self: &Arc<Peer>, deadline: Deadline, cancel: &Cancel) -> Result<Arc<Link>> {
+        loop {
+            let seen = self.changed.seen();
+            {
+                let mut s = self.lock();
+                if let Some(link) = s.link.as_ref().filter(|l| l.mux.is_open()) {
+                    return Ok(link.clone());
+                }
+                if !s.connecting {
+                    if s.retry_at.is_some_and(|at| at > Instant::now()) {
+                        return Err(self.unreachable(s.last_error.as_ref()));
+                    }
+                    s.connecting = true;
+                    s.epoch += 1;
+                    let epoch = s.epoch;
+                    drop(s);
+                    return self.connect(epoch, deadline);
+                }
+            }
+            self.changed.wait(seen, Deadline::never()).block(deadline, cancel)?;
+        }
+    }
+
+    fn unreachable(&self, last: Option<&Error>) -> Error {
+        let why = last.map_or_else(String::new, |e| format!(": {e}"));
+        let text = format!("{} cannot be reached{why}", self.connector.target());
+        // Refused: nothing of the call can have arrived.
+        Error::new(Code::Refused, text)
+    }
+
+    fn connect(self: &Arc<Peer>, epoch: u64, deadline: Deadline) -> Result<Arc<Link>> {
+        let (for_events, for_loss) = (Arc::downgrade(self), Arc::downgrade(self));
+        let hooks = Hooks {
+            event: Arc::new(move |event| {
+                if let Some(peer) = for_events.upgrade() {
+                    peer.tell(Some(&event));
+                }
+            }),
+            lost: Arc::new(move || {
+                if let Some(peer) = for_loss.upgrade() {
+                    peer.lost(epoch);
+                }
+            }),
+        };
+        let attempt = self.connector.connect(deadline.min(Deadline::after_ms(CONNECT_MS)), hooks);
+        let outcome = {
+            let mut s = self.lock();
+            s.connecting = false;
+            match attempt {
+                Ok(link) => {
+                    let link = Arc::new(Link { epoch, ..link });
+                    s.link = Some(link.clone());
+                    (s.failures, s.retry_at, s.last_error) = (0, None, None);
+                    Ok(link)
+                }
+                Err(e) => {
+                    s.link = None;
+                    s.failures += 1;
+                    let step = RETRY.0 * 2u32.saturating_pow(s.failures.min(10) - 1);
+                    s.retry_at = Some(Instant::now() + step.min(RETRY.1));
+                    s.last_error = Some(e.clone());
+                    Err(self.unreachable(Some(&e)))
+                }
+            }
+        };
+        self.changed.notify();
+        if outcome.is_ok() {
+            self.tell(None);
+        }
+        outcome
+    }
+
+    fn lost(&self, epoch: u64) {
+        {
+            let mut s = self.lock();
+            if s.epoch != epoch {
+                return;
+            }
+            s.link = None;
+        }
+        self.tell(None);
+    }
+
+    /// The connection does not answer: the next call makes a new one.
+    pub fn give_up(&self, link: &Link) {
+        let mut s = self.lock();
+        if s.epoch == link.epoch
+            && let Some(link) = s.link.take()
+            && let Some(conn) = link.mux.conn()
+        {
+            conn.close(None, "");
+        }
+    }
+}
+
+impl Link {
+    /// Sends a call and waits for its reply. Errors: the node's; with `sent` false where the node
+    /// certainly has not seen it.
+    pub fn call(
+        &self,
+        call: Call,
+        deadline: Deadline,
+        cancel: &Cancel,
+    ) -> Result<Reply, CallError> {
+        let (op, bin) = (call.op(), self.ext.bin);
+        let build = |tag| Message::from(Request { tag: Some(tag), call }.encode(bin));
+        let message = self.mux.call(build, deadline, cancel)?;
+        read(op, &message).map_err(|error| CallError { error, sent: true })
+    }
+}
+
+/// What a reply says.
+pub fn read(op: fs::Op, message: &Message) -> Result<Reply> {
+    match message {
+        Message::Text(text) => decode_reply(op, text),
+        Message::Binary(frame) => decode_bin_reply(op, frame),
+    }
+}
