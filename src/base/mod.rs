@@ -12,7 +12,7 @@ mod stop;
 mod time;
 mod timer;
 
-pub use cancel::{Cancel, Notify, Parked, Wait};
+pub use cancel::{Cancel, Notify, OnCancel, Parked, Wait};
 pub use error::{Code, Error, Level, Result, ResultExt};
 pub use gauge::{Counted, Gauge};
 pub use name::{NAME_MAX, Name, PATH_MAX, TreePath};
