@@ -9,6 +9,7 @@ pub mod remote;
 pub mod synthetic;
 mod tree;
 mod types;
+mod union;
 pub mod walk;
 mod watchers;
 
@@ -20,3 +21,4 @@ pub use types::{
     LockRequest, NodeId, OpenFlags, Opened, PageLimit, Read, ReadDir, RenameFlags, SetAttr,
     SetTime, StatFs, Watch, Who, Written, XattrFlags,
 };
+pub use union::{Bind, Member, MountPoint, MountStatus, Union};

@@ -9,6 +9,7 @@ mod model;
 mod random;
 mod remote;
 mod synthetic;
+mod union;
 
 use bytes::Bytes;
 use spiderweb::base::{Deadline, Error, Name, Result};

@@ -257,6 +257,9 @@ impl Dir for MemDir {
                 self.adopt(&target);
                 self.change(|entries| Ok(entries.insert(name.into(), target)))?;
             }
+            (Some(target), false) if inside(&target, self) => {
+                return Err(Error::from_errno(libc::ENOTEMPTY, "directory not empty"));
+            }
             (Some(target), false) => match (&moved, &target) {
                 (Item::Dir(_), Item::File(_)) => {
                     return Err(Error::from_errno(libc::ENOTDIR, "not a directory"));

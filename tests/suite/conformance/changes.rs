@@ -75,6 +75,9 @@ fn rename(w: &World<'_>) {
     fails(libc::EINVAL, mv((ROOT, "d"), (inner, "d")));
     fails(libc::ENOTEMPTY, mv((ROOT, "e"), (ROOT, "d")));
     fails(libc::ENOTEMPTY, mv((d, "inner"), (ROOT, "d")));
+    w.put(d, "file", b"");
+    fails(libc::ENOTEMPTY, mv((d, "file"), (ROOT, "d")));
+    w.tree.unlink(&w.cx, d, name("file")).unwrap();
     mv((ROOT, "d"), (ROOT, "e")).unwrap();
     is_gone(w.tree.getattr(&w.cx, e));
     assert_eq!(w.lookup(ROOT, "e").unwrap().id, d);

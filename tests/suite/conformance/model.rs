@@ -68,7 +68,10 @@ impl Model {
         let (entries, name) = self.parent(path)?;
         match entries.get(name).ok_or(libc::ENOENT)? {
             Node::Dir(_) => Err(libc::EISDIR),
-            Node::File(_) => Ok(drop(entries.remove(name))),
+            Node::File(_) => {
+                entries.remove(name);
+                Ok(())
+            }
         }
     }
 
@@ -77,7 +80,10 @@ impl Model {
         match entries.get(name).ok_or(libc::ENOENT)? {
             Node::File(_) => Err(libc::ENOTDIR),
             Node::Dir(below) if !below.is_empty() => Err(libc::ENOTEMPTY),
-            Node::Dir(_) => Ok(drop(entries.remove(name))),
+            Node::Dir(_) => {
+                entries.remove(name);
+                Ok(())
+            }
         }
     }
 

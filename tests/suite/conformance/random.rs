@@ -42,7 +42,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 pub fn compare_with_model(make: &dyn Fn() -> Fixture) {
     println!("conformance: random operations agree with the model");
-    let config = Config { cases: 48, failure_persistence: None, ..Config::default() };
+    let config = Config { cases: 128, failure_persistence: None, ..Config::default() };
     let ops = prop::collection::vec(op(), 1..60);
     TestRunner::new(config)
         .run(&ops, |ops| {

@@ -7,7 +7,7 @@ use spiderweb::vfs::synthetic::{
     Item, MemDir, Reply, dir, fixed, json_message, listing, message, stream, text,
 };
 use spiderweb::vfs::{
-    Cx, Event, FileKind, OpenFlags, PageLimit, Read, ReadDir, SetAttr, Synthetic, Tree, Who, walk,
+    Cx, Event, FileKind, OpenFlags, PageLimit, Read, ReadDir, SetAttr, Synthetic, Who, walk,
 };
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
