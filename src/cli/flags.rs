@@ -11,6 +11,8 @@ use std::str::FromStr;
 /// A program's command line.
 pub struct Program {
     pub name: &'static str,
+    /// Section of its manual page.
+    pub section: u8,
     /// One line, without a full stop.
     pub about: &'static str,
     /// The lines of the synopsis, without the program's name.
@@ -263,7 +265,8 @@ pub fn help(program: &Program) -> String {
             let _ = writeln!(s, "  {example}");
         }
     }
-    let _ = writeln!(s, "\nMore in {}(1) and spiderweb-protocol(7).", program.name);
+    let _ =
+        writeln!(s, "\nMore in {}({}) and spiderweb-protocol(7).", program.name, program.section);
     s
 }
 
@@ -281,6 +284,7 @@ mod tests {
 
     const PROGRAM: Program = Program {
         name: "demo",
+        section: 1,
         about: "shows things",
         usage: &["[options] <command>"],
         commands: &[Command { name: "cat", args: "<path>", help: "Print a file" }],

@@ -17,6 +17,8 @@ pub struct Key {
     pub allowed: fn() -> String,
     /// As JSON; null where there is none.
     pub default: fn() -> Value,
+    /// The value in force, as JSON.
+    pub get: fn(&Config) -> Value,
     /// What the text of a flag or an environment variable means as JSON.
     pub(super) from_text: fn(&str) -> Value,
     pub(super) check: fn(&Value) -> bool,
@@ -50,6 +52,7 @@ macro_rules! settings {
             doc: &[$($doc),+],
             allowed: || describe::<$type>($limit),
             default: || <$type as Setting>::to_json(&$default),
+            get: |config| <$type as Setting>::to_json(&config.$section.$key),
             from_text: <$type as Setting>::from_text,
             check: |value| within(value, $limit) && <$type as Setting>::from_json(value).is_some(),
         },)+)+];

@@ -9,7 +9,7 @@ mod session;
 pub mod state;
 pub mod workspace;
 
-pub use ops::{Answer, Context, Scopes, TABLE, handle};
+pub use ops::{Access, Answer, Context, Op, Scope, Scopes, TABLE, handle};
 pub use plane::{Listener, Plane};
 pub use session::{Binding, Door, Gate, Principal, Role, Session};
 

@@ -1,0 +1,125 @@
+//! `spiderweb-config`: the config file from the shell (spec: runtime 2.2).
+
+use super::{Args, Command, Flag, Program, usage};
+use crate::base::{Result, ResultExt, log::parse_level};
+use crate::config::{self, Env, KEYS, edit};
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+pub const PROGRAM: Program = Program {
+    name: "spiderweb-config",
+    section: 1,
+    about: "show and change the config file of the spiderweb gateway",
+    usage: &["[options] config [<subcommand>]"],
+    commands: &[
+        Command { name: "config", args: "", help: "Show what is configured" },
+        Command { name: "config path", args: "", help: "Print where the config file is" },
+        Command {
+            name: "config set-provider",
+            args: "<name> [<model>]",
+            help: "Choose who answers, and with which model",
+        },
+        Command {
+            name: "config set-server",
+            args: "[--bind <ip>] [--port <n>]",
+            help: "Choose where the gateway listens",
+        },
+        Command { name: "config set-log", args: "<level>", help: "Choose what is logged" },
+    ],
+    flags: &[
+        Flag::value("--config", "file", "Use this config file"),
+        Flag::value("--bind", "ip", "With set-server: the address to listen on"),
+        Flag::value("--port", "n", "With set-server: the port to listen on"),
+        Flag::switch("--json", "With config: print all settings and where they come from as JSON"),
+    ],
+    examples: &[
+        "spiderweb-config config",
+        "spiderweb-config config set-provider openai gpt-4.1-mini",
+        "spiderweb-config config set-server --port 18791",
+    ],
+};
+
+pub fn run(args: Args) -> Result<()> {
+    let env = Env::process();
+    let path = config::location(args.os("--config").map(std::path::Path::new), &env);
+    if args.words.is_empty() {
+        super::print(&super::help(&PROGRAM));
+        return Ok(());
+    }
+    if args.words[0] != "config" {
+        return Err(usage(format!("unknown command {:?}; there is: config", args.words[0])));
+    }
+    let sub = match args.words.get(1) {
+        None => return show(&args, &path, &env),
+        Some(_) => args.word(1, "<subcommand>")?,
+    };
+    match sub.as_str() {
+        "path" => {
+            args.at_most(2)?;
+            super::print(&format!("{}\n", path.display()));
+            Ok(())
+        }
+        "set-provider" => {
+            args.at_most(4)?;
+            let name = args.word(2, "<name>")?;
+            let model = args.words.get(3).map(|_| args.word(3, "<model>")).transpose()?;
+            edit::set_provider(&path, &name, model.as_deref())?;
+            saved(&path)
+        }
+        "set-server" => {
+            args.at_most(2)?;
+            let bind: Option<IpAddr> = args.parsed("--bind", "an IP address")?;
+            let port: Option<u16> = args.parsed("--port", "a port number")?;
+            if bind.is_none() && port.is_none() {
+                return Err(usage("set-server needs --bind or --port"));
+            }
+            edit::set_server(&path, bind, port)?;
+            saved(&path)
+        }
+        "set-log" => {
+            args.at_most(3)?;
+            let level = parse_level(&args.word(2, "<level>")?)?;
+            edit::set_log(&path, level)?;
+            saved(&path)
+        }
+        other => Err(usage(format!(
+            "unknown subcommand {other:?}; there are: path, set-provider, set-server, set-log"
+        ))),
+    }
+}
+
+fn saved(path: &std::path::Path) -> Result<()> {
+    eprintln!("saved {}; restart the gateway to apply it", path.display());
+    Ok(())
+}
+
+fn show(args: &Args, path: &PathBuf, env: &Env) -> Result<()> {
+    let loaded = config::load(path, env, &[]).context("config")?;
+    for warning in &loaded.warnings {
+        eprintln!("warning: {warning}");
+    }
+    let c = &loaded.config;
+    if args.has("--json") {
+        let values = KEYS.iter().map(|key| {
+            let origin = loaded.origins.get(key.path).map(ToString::to_string);
+            let value = serde_json::json!({"value": (key.get)(c), "origin": origin});
+            (key.path.to_owned(), value)
+        });
+        let all: serde_json::Map<_, _> = values.collect();
+        let text = serde_json::to_string_pretty(&all).unwrap_or_default();
+        super::print(&format!("{text}\n"));
+        return Ok(());
+    }
+    let mut text = String::new();
+    let model = c.provider.model.as_deref().unwrap_or("(default)");
+    let file = if loaded.file_exists { "" } else { " (not there yet; defaults)" };
+    let _ = writeln!(text, "Config: {}{file}", path.display());
+    let _ = writeln!(text, "Bind: {}:{}", c.server.bind, c.server.port);
+    let _ = writeln!(text, "Provider: {}/{model}", c.provider.name);
+    let _ = writeln!(text, "Default Agent: {}", c.runtime.default_agent_id);
+    let _ = writeln!(text, "State: {}", c.database()?.display());
+    let _ = writeln!(text, "Log: {}", c.log.level.as_str().to_ascii_lowercase());
+    super::print(&text);
+    Ok(())
+}
