@@ -3,6 +3,7 @@
 
 mod cancel;
 mod error;
+mod gauge;
 pub mod id;
 pub mod log;
 mod name;
@@ -11,8 +12,9 @@ mod stop;
 mod time;
 mod timer;
 
-pub use cancel::{Cancel, Notify, Parked, Wait};
+pub use cancel::{Cancel, Notify, OnCancel, Parked, Wait};
 pub use error::{Code, Error, Level, Result, ResultExt};
+pub use gauge::{Counted, Gauge};
 pub use name::{NAME_MAX, Name, PATH_MAX, TreePath};
 pub use pool::{Lanes, Pool};
 pub use stop::{Signal, Signals};

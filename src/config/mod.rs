@@ -1,6 +1,7 @@
 //! The config file, its overrides, and the file of access tokens. This room reads settings and writes
 //! files; what a setting does is the business of the room that uses it.
 
+pub mod credentials;
 mod document;
 pub mod edit;
 mod load;

@@ -261,14 +261,17 @@ fn listing(
     if limit.entries == 0 {
         return reply(Vec::new(), cookie, false, own.generation);
     }
+    if ready.ext.is_some() {
+        return page(cx, &at, cookie, limit);
+    }
     let mut entries = Vec::new();
     if cookie == 0 {
         let attr = convert::attr(at.index, &own)?;
-        entries.push(fs::DirEntry { name: ".".into(), attr });
+        entries.push(fs::DirEntry { name: ".".into(), attr, cookie: None });
     }
     if cookie <= 1 && entries.len() < limit.entries {
         let attr = convert::attr(at.index, &parent(cx, &at, own.clone()))?;
-        entries.push(fs::DirEntry { name: "..".into(), attr });
+        entries.push(fs::DirEntry { name: "..".into(), attr, cookie: None });
     }
     let (start, room) = (cookie.max(DOTS), limit.entries - entries.len());
     if room == 0 {
@@ -288,7 +291,7 @@ fn listing(
         match follow(ready, cx, &at, &entry.name, entry.attr) {
             Ok(attr) => {
                 let attr = convert::attr(at.index, &attr)?;
-                entries.push(fs::DirEntry { name: entry.name, attr });
+                entries.push(fs::DirEntry { name: entry.name, attr, cookie: None });
                 cookies.push(entry.cookie);
             }
             Err(_) => {
@@ -301,6 +304,19 @@ fn listing(
     let next = start + cookies.len() as u64;
     session.keep_cursor(dir, start, cookies);
     reply(entries, next, page.eof, page.generation)
+}
+
+/// A page for clients that go on by the tree's own cookies: two walks through one directory do not get
+/// in each other's way. Without `.` and `..`, which they make themselves.
+fn page(cx: &Cx, at: &At<'_>, cookie: u64, limit: PageLimit) -> Result<Attempt> {
+    let page = at.export.tree.readdir(cx, ReadDir { dir: at.node, cookie, limit })?;
+    let next = page.entries.last().map_or(cookie, |e| e.cookie);
+    let entry = |e: crate::vfs::DirEntry| {
+        let attr = convert::attr(at.index, &e.attr)?;
+        Ok(fs::DirEntry { name: e.name, attr, cookie: Some(e.cookie) })
+    };
+    let entries = page.entries.into_iter().map(entry).collect::<Result<_>>()?;
+    Ok(Attempt::Done(Reply::Dir { entries, next, eof: page.eof, dir_gen: page.generation }))
 }
 
 /// What `..` shows: the directory above, or the directory itself where that is not to be had.

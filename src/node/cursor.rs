@@ -1,6 +1,6 @@
 //! Directory positions as old clients count them: entry by entry, `.` and `..` first (spec: fs 5,
 //! readdirp). Each page that was sent is remembered by the tree's own cookies, so that the next begins
-//! exactly behind it, whatever has come and gone meanwhile.
+//! exactly behind it, whatever has come and gone meanwhile. Our own clients have no need of it.
 
 use std::collections::VecDeque;
 
@@ -29,7 +29,9 @@ impl Cursors {
         }
         let covers =
             |p: &&Page| p.dir == dir && at > p.start && at - p.start <= p.cookies.len() as u64;
-        let page = self.0.iter().rev().find(covers)?;
+        // A walk that stopped right there, or one that went over it.
+        let ends = |p: &&Page| covers(p) && at - p.start == p.cookies.len() as u64;
+        let page = self.0.iter().rev().find(ends).or_else(|| self.0.iter().rev().find(covers))?;
         page.cookies.get((at - page.start - 1) as usize).copied()
     }
 
@@ -37,7 +39,6 @@ impl Cursors {
         if cookies.is_empty() {
             return;
         }
-        self.0.retain(|p| p.dir != dir || p.start != start);
         if self.0.len() >= PAGES_MAX {
             self.0.pop_front();
         }

@@ -6,7 +6,9 @@ use super::calls::{self, Attempt};
 use super::convert;
 use super::cursor::Cursors;
 use super::exports::Exports;
-use crate::base::{Cancel, Code, Deadline, Error, Lanes, Pool, Result, Timer, Wait, id};
+use crate::base::{
+    Cancel, Code, Counted, Deadline, Error, Gauge, Lanes, Pool, Result, Timer, Wait, id,
+};
 use crate::net::{Conn, InFlight, Message};
 use crate::vfs::{Cx, FileKind, Handle, OpenFlags, Watch, Who};
 use crate::wire::Envelope;
@@ -27,6 +29,10 @@ const CALL_TIMEOUT_MS: u64 = 40_000;
 const LOCK_RETRY_MS: (u64, u64) = (5, 200);
 /// How long a waiting lock request waits; the client then asks again.
 const LOCK_WAIT_MS: u64 = 10_000;
+
+/// Reads that wait for something to read, of one session. They hold no thread and no place among the
+/// requests in flight, or the request that gives them up could not be read.
+const PARKED_MAX: usize = 256;
 
 /// Decides who may come in, and what he finds.
 pub trait Door: Send + Sync {
@@ -64,6 +70,7 @@ pub struct Session {
     state: Mutex<State>,
     /// Events could not be queued: the client has to forget everything.
     lost_events: AtomicBool,
+    parked: Gauge,
 }
 
 #[derive(Default)]
@@ -112,7 +119,8 @@ impl Session {
     pub fn new(server: Arc<Server>, door: Arc<dyn Door>, conn: Conn) -> Arc<Session> {
         let lanes = Lanes::new(server.pool.clone());
         let (state, lost_events) = (Mutex::default(), AtomicBool::new(false));
-        Arc::new(Session { server, door, conn, lanes, state, lost_events })
+        let parked = Gauge::new(PARKED_MAX, "reads waiting in this session");
+        Arc::new(Session { server, door, conn, lanes, state, lost_events, parked })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -263,9 +271,10 @@ impl Session {
                 session: self.clone(),
                 tag,
                 key,
-                _in_flight: self.conn.begin(),
+                in_flight: Some(self.conn.begin()),
                 sent: false,
             },
+            parked: None,
             lock_until: None,
             lock_retry_ms: LOCK_RETRY_MS.0,
         };
@@ -371,7 +380,7 @@ struct Answer {
     session: Arc<Session>,
     tag: Option<u32>,
     key: u64,
-    _in_flight: InFlight,
+    in_flight: Option<InFlight>,
     sent: bool,
 }
 
@@ -403,6 +412,7 @@ struct Job {
     ready: Arc<Ready>,
     bin: bool,
     answer: Answer,
+    parked: Option<Counted>,
     /// Until when a lock is waited for, once it was found taken.
     lock_until: Option<Deadline>,
     lock_retry_ms: u64,
@@ -439,13 +449,28 @@ impl Job {
 
     /// A file that makes its readers wait keeps its own time; only giving up ends it early.
     fn park(mut self, wait: Wait) {
+        if let Err(e) = self.step_aside() {
+            return self.finish(Err(e));
+        }
         self.cx.deadline = Deadline::never();
         let timer = self.answer.session.server.timer.clone();
         let cancel = self.cx.cancel.clone();
         wait.park(&timer, Deadline::never(), &cancel, move || self.submit(None));
     }
 
+    /// Gives its place among the requests in flight to others.
+    fn step_aside(&mut self) -> Result<()> {
+        if self.parked.is_none() {
+            self.parked = Some(self.answer.session.parked.enter()?);
+            self.answer.in_flight = None;
+        }
+        Ok(())
+    }
+
     fn lock_later(mut self) {
+        if let Err(e) = self.step_aside() {
+            return self.finish(Err(e));
+        }
         let until = *self.lock_until.get_or_insert_with(|| Deadline::after_ms(LOCK_WAIT_MS));
         if until.passed() || self.cx.cancel.is_cancelled() {
             return self.finish(Err(Error::new(Code::Again, "would block")));

@@ -2,7 +2,9 @@
 //! tables up to date. A file that is refused is left as it was.
 
 use super::atomic;
-use crate::base::{Code, Error, Result, ResultExt};
+use crate::base::{Code, Deadline, Error, Result, ResultExt};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
@@ -22,12 +24,15 @@ pub struct Schema {
 const FORMAT: i64 = 1;
 /// How long a connection waits for another's lock before it gives up.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait for a process (or a thread of this one) that is just letting go of the file.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_POLL: Duration = Duration::from_millis(10);
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// The one table of a database written by the original (spec: control 12.1).
 const ORIGINAL_TABLE: &str = "mem_versions";
 
 /// Keeps other processes out for as long as it lives; the kernel drops it with the process.
-pub(super) struct Lock(#[expect(dead_code, reason = "held for its flock")] nix::fcntl::Flock<File>);
+pub(super) struct Lock(#[expect(dead_code, reason = "held for its flock")] Flock<File>);
 
 /// Opens `path` for the writer, made (0600, its directory 0700) when it is missing.
 pub(super) fn writer(path: &Path, schemas: &[Schema]) -> Result<(Connection, Lock)> {
@@ -73,7 +78,7 @@ fn lock(path: &Path) -> Result<Lock> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let lock_path = PathBuf::from(name);
-    let file = OpenOptions::new()
+    let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
@@ -81,23 +86,32 @@ fn lock(path: &Path) -> Result<Lock> {
         .mode(0o600)
         .open(&lock_path)
         .context(format!("opening {}", lock_path.display()))?;
-    match nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock) {
-        Ok(mut file) => {
-            file.set_len(0)?;
-            writeln!(file, "{}", std::process::id())?;
-            Ok(Lock(file))
+    let patience = Deadline::after(LOCK_PATIENCE);
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut file) => {
+                file.set_len(0)?;
+                writeln!(file, "{}", std::process::id())?;
+                return Ok(Lock(file));
+            }
+            Err((held, Errno::EWOULDBLOCK)) if !patience.passed() => {
+                std::thread::sleep(LOCK_POLL);
+                file = held;
+            }
+            Err((held, Errno::EWOULDBLOCK)) => return Err(in_use(&held)),
+            Err((_, e)) => return Err(Error::from(e).context(lock_path.display())),
         }
-        Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
-            let mut pid = String::new();
-            let _ = (&file).take(32).read_to_string(&mut pid);
-            let pid = if pid.trim().is_empty() { "unknown" } else { pid.trim() };
-            Err(Error::new(
-                Code::StorageError,
-                format!("process {pid} is using it; stop that one, or set runtime.ltm_directory"),
-            ))
-        }
-        Err((_, e)) => Err(Error::from(e).context(format!("locking {}", lock_path.display()))),
     }
+}
+
+fn in_use(lock: &File) -> Error {
+    let mut pid = String::new();
+    let _ = lock.take(32).read_to_string(&mut pid);
+    let pid = if pid.trim().is_empty() { "unknown" } else { pid.trim() };
+    let message = format!(
+        "process {pid} is using it; stop that one, or set runtime.ltm_directory to another place"
+    );
+    Error::new(Code::StorageError, message)
 }
 
 /// Makes an empty file where there is none; looks at the first bytes where there is one.

@@ -3,5 +3,8 @@
 
 mod conformance;
 mod net;
+mod provider;
+mod provider_fake;
+mod runtime;
 mod store;
 mod tidy;

@@ -580,11 +580,8 @@ impl Remote {
             Ok(Call::Readdirp {
                 dir: self.wire(cx, link, at.dir)?,
                 cookie: at.cookie,
-                // `.` and `..` come first, and do not count.
-                max: (at.limit.entries as u64 + 2u64.saturating_sub(at.cookie))
-                    .try_into()
-                    .unwrap_or(u32::MAX),
-                bytes: at.limit.bytes.try_into().unwrap_or(u32::MAX),
+                max: entries(link, &at),
+                bytes: at.limit.bytes.max(1).try_into().unwrap_or(u32::MAX),
             })
         };
         self.run(cx, Op::Readdirp, make, |link, reply| {
@@ -598,13 +595,19 @@ impl Remote {
                 }
                 // A name that could not be a name (a hostile node) is not passed on.
                 Name::new(&e.name).map_err(|e| e.recode(Code::Unavailable)).context("listing")?;
-                let cookie = at.cookie + i as u64 + 1;
+                let cookie = e.cookie.unwrap_or(at.cookie + i as u64 + 1);
                 let attr = self.attr(link, &e.attr, at.dir, &e.name);
                 page.entries.push(DirEntry { name: e.name.clone(), attr, cookie });
             }
             Ok((page, Some(next)))
         })
     }
+}
+
+/// How many entries to ask for. Of an old node `.` and `..` come first, and do not count.
+fn entries(link: &Link, at: &ReadDir) -> u32 {
+    let dots = if link.ext == fs::Ext::default() { 2u64.saturating_sub(at.cookie) } else { 0 };
+    (at.limit.entries.max(1) as u64 + dots).try_into().unwrap_or(u32::MAX)
 }
 
 fn os(name: &[u8]) -> OsString {

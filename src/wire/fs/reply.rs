@@ -44,6 +44,8 @@ pub struct Attr {
 pub struct DirEntry {
     pub name: OsString,
     pub attr: Attr,
+    /// Ours: where to go on behind this entry. Old clients count entries instead.
+    pub cookie: Option<u64>,
 }
 
 /// An export as `exports` lists it.
@@ -180,7 +182,10 @@ impl Reply {
                         list.push(',');
                     }
                     list.push_str(
-                        &put_name(Object::new(), "name", &e.name).put("attr", e.attr).finish(),
+                        &put_name(Object::new(), "name", &e.name)
+                            .put("attr", e.attr)
+                            .put_some("c", e.cookie)
+                            .finish(),
                     );
                 }
                 list.push(']');
@@ -338,7 +343,7 @@ fn read_entries(f: &Fields<'_>) -> Result<Vec<DirEntry>> {
     let entry = |v: &&RawValue| {
         let f = Fields::of("ents[]", v)?;
         let name = need(get_name(&f, "name")?, "name")?;
-        Ok(DirEntry { name, attr: typed(&f, "attr")? })
+        Ok(DirEntry { name, attr: typed(&f, "attr")?, cookie: f.u64("c")? })
     };
     raw.iter().map(entry).collect()
 }

@@ -197,7 +197,7 @@ proptest! {
     ) {
         let data = Reply::Data { bytes: bytes.into(), eof };
         prop_assert_eq!(reply(Op::Read, &data.encode(Op::Read, Some(1), bin)), data);
-        let entries = names.into_iter().map(|name| DirEntry { name, attr: Attr { id: 9, kind: 1, ..Attr::default() } });
+        let entries = names.into_iter().map(|name| DirEntry { name, attr: Attr { id: 9, kind: 1, ..Attr::default() }, cookie: eof.then_some(7) });
         let dir = Reply::Dir { entries: entries.collect(), next: 7, eof, dir_gen: 3 };
         prop_assert_eq!(reply(Op::Readdirp, &dir.encode(Op::Readdirp, Some(1), bin)), dir);
     }
