@@ -17,8 +17,9 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 const ID_BITS: u32 = 40;
 /// Places kept of one node: hard links beyond these must be looked up again after the others went.
 const PLACES_MAX: usize = 8;
-/// Nodes a tree remembers unless told otherwise; about 300 bytes each.
-pub const NODES_MAX: usize = 1 << 18;
+/// Nodes a tree remembers unless told otherwise; about 300 bytes each, and just below where the maps
+/// would double.
+pub const NODES_MAX: usize = 200_000;
 
 /// Fewer than this would not hold one path.
 const NODES_MIN: usize = 8;
@@ -288,6 +289,8 @@ impl<K: Clone + Eq + Hash> State<K> {
         dir.children += 1;
         let oldest = {
             let places = &mut self.nodes.get_mut(&id).expect("an indexed node").places;
+            // Nearly every node has one place.
+            places.reserve_exact(1);
             places.push(place.clone());
             (places.len() > PLACES_MAX).then(|| places[0].clone())
         };
