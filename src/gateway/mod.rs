@@ -1,1 +1,181 @@
-//! stub
+//! The gateway: starts and stops everything in its order, and routes connections to where they belong.
+//! No policy: who may do what is decided in `control` and in the trees.
+
+mod acheron;
+mod client;
+mod doors;
+mod local;
+mod nodes;
+mod routed;
+mod starclaw;
+mod trees;
+mod tunnel;
+
+use crate::base::{Cancel, Code, Deadline, Error, Pool, Result, ResultExt, Timer, id};
+use crate::config::credentials::Credentials;
+use crate::config::tokens::Tokens;
+use crate::config::{Config, Env};
+use crate::control::{Context, Plane, Principal, Role, Scopes};
+use crate::namespace::World;
+use crate::net::{Listener, Net, raise_open_files};
+use crate::node::Server;
+use crate::runtime::agents::Registry;
+use crate::runtime::{Options, Runtime};
+use crate::store::{Db, SqliteKv};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+/// Threads for control operations: they wait for the disk.
+const CONTROL_THREADS: usize = 4;
+/// Threads for file operations: they wait for disks and for nodes.
+const FILE_THREADS: usize = 16;
+/// Requests of either kind that may wait; more are answered `queue_saturated`.
+const QUEUE_MAX: usize = 1024;
+
+/// What every connection needs.
+pub struct Gateway {
+    config: Config,
+    tokens: Tokens,
+    control: Context,
+    control_pool: Arc<Pool>,
+    /// Serves the node protocol.
+    files: Arc<Server>,
+    timer: Timer,
+    runtime: Arc<Runtime>,
+    nodes: Arc<nodes::Nodes>,
+    tunnels: Arc<tunnel::Tunnels>,
+    trees: Arc<trees::Trees>,
+    ready: AtomicBool,
+}
+
+impl Gateway {
+    /// Whose token it is.
+    fn principal(&self, token: &str) -> Option<Principal> {
+        let is = |known: &str| id::same_secret(known, token);
+        let role = if is(&self.tokens.admin_token) {
+            Role::Admin
+        } else if is(&self.tokens.user_token) {
+            Role::User
+        } else {
+            return None;
+        };
+        Some(Principal { role, name: role.name().into() })
+    }
+
+    fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    fn works(&self) -> acheron::Works {
+        acheron::Works {
+            pool: self.files.pool.clone(),
+            timer: self.timer.clone(),
+            timeout_ms: self.config.runtime.chat_operation_timeout_ms,
+        }
+    }
+}
+
+/// A gateway that runs.
+pub struct Running {
+    gateway: Arc<Gateway>,
+    net: Arc<Net>,
+    db: Arc<Db>,
+    listener: Listener,
+    follow: JoinHandle<()>,
+    stop: Cancel,
+    /// The tokens were made at this start.
+    pub new_tokens: bool,
+}
+
+/// Starts the gateway. Errors: the state cannot be read or is another's (`storage_error`, `invalid_config`),
+/// the address is taken (`address_in_use`), or not allowed (`invalid_config`).
+pub fn start(config: Config, env: Env) -> Result<Running> {
+    raise_open_files()?;
+    let (tokens, new_tokens) = Tokens::load_or_create(&config.tokens()?)?;
+    let schemas: Vec<_> = std::iter::once(SqliteKv::SCHEMA).chain(Runtime::SCHEMAS).collect();
+    let db = Db::open(&config.database()?, &schemas)?;
+    let plane = Plane::open(Arc::new(SqliteKv::new(db.clone())))?;
+    plane.ensure_system()?;
+
+    let timer = Timer::start();
+    let net = Net::start(config.server.io_threads, timer.clone())?;
+    let options = Options {
+        provider: config.provider.clone(),
+        runtime: config.runtime.clone(),
+        credentials: Arc::new(Credentials::from_env(env.clone())),
+        env,
+    };
+    let registry = Registry::new(&config.runtime);
+    let runtime = Runtime::start(options, db.clone(), timer.clone(), registry)?;
+    let world = World { plane: plane.clone(), runtime: runtime.clone() }.tree()?;
+    let tunnels = Arc::new(tunnel::Tunnels::default());
+    let nodes = Arc::new(nodes::Nodes::new(net.clone(), plane.clone(), tunnels.clone()));
+    let trees = Arc::new(trees::Trees::new(plane.clone(), nodes.clone(), world));
+    let for_agents = trees.clone();
+    runtime.bind_trees(Arc::new(move |who| for_agents.for_who(who)));
+
+    let pool = Pool::start("files", FILE_THREADS, QUEUE_MAX);
+    let gateway = Arc::new(Gateway {
+        control: Context { plane, agents: runtime.clone(), scopes: Scopes::from_env() },
+        control_pool: Pool::start("control", CONTROL_THREADS, QUEUE_MAX),
+        files: Arc::new(Server { pool, timer: timer.clone() }),
+        ready: AtomicBool::new(false),
+        config,
+        tokens,
+        timer,
+        runtime,
+        nodes,
+        tunnels,
+        trees,
+    });
+    let stop = Cancel::new();
+    let follow = gateway.trees.follow(stop.clone());
+    let listener = listen(&gateway, &net)?;
+    gateway.ready.store(true, Ordering::Release);
+    Ok(Running { gateway, net, db, listener, follow, stop, new_tokens })
+}
+
+fn listen(gateway: &Arc<Gateway>, net: &Net) -> Result<Listener> {
+    let server = &gateway.config.server;
+    let addr = SocketAddr::new(server.bind, server.port);
+    let doors = Arc::new(doors::Doors::new(gateway.clone()));
+    net.listen(addr, doors)
+        .map_err(|e| match e.code {
+            Code::AddressInUse => Error::new(
+                Code::AddressInUse,
+                format!(
+                    "{addr} is in use; is another gateway running? Else choose one with --port"
+                ),
+            ),
+            _ => e,
+        })
+        .context("server.bind")
+}
+
+impl Running {
+    pub fn addr(&self) -> SocketAddr {
+        self.listener.addr()
+    }
+
+    /// Where the tokens are.
+    pub fn tokens_path(&self) -> Result<std::path::PathBuf> {
+        self.gateway.config.tokens()
+    }
+
+    /// Stops accepting, answers what is in flight, writes what must be kept. Takes `grace` at most, and
+    /// a little.
+    pub fn stop(self, grace: Deadline) {
+        self.gateway.ready.store(false, Ordering::Release);
+        self.listener.stop();
+        self.gateway.runtime.stop(grace);
+        self.net.stop(grace);
+        self.gateway.control_pool.stop();
+        self.gateway.files.pool.stop();
+        self.stop.cancel();
+        let _ = self.follow.join();
+        self.gateway.timer.stop();
+        self.db.close();
+    }
+}

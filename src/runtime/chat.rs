@@ -20,11 +20,14 @@ use crate::wire::Object;
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 /// Longest message to an agent.
 pub const TEXT_MAX: usize = 1 << 20;
 /// Most tokens of earlier turns that a model is shown; never more than half its context.
 const HISTORY_TOKENS: usize = 48_000;
+/// Longest wait, when stopping, for the last results to be on stable storage.
+const DURABLE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Gives a caller's tree: all that its agent can reach.
 pub type Trees = Arc<dyn Fn(&Arc<Who>) -> Result<Arc<dyn Tree>> + Send + Sync>;
@@ -50,7 +53,7 @@ pub struct Runtime {
     trees: OnceLock<Trees>,
     providers: Mutex<HashMap<String, Arc<dyn Provider>>>,
     state: Mutex<State>,
-    /// Notified when a job is over.
+    /// Notified when a job is over, and when that is durable.
     over: Notify,
     sinks: Mutex<BTreeMap<u64, Sink>>,
 }
@@ -59,6 +62,8 @@ pub struct Runtime {
 struct State {
     /// Jobs that are not over.
     active: HashMap<JobId, Arc<Active>>,
+    /// Jobs that are over, but not durably so yet.
+    ending: usize,
     /// Places taken in the queue.
     queued: usize,
     stopping: bool,
@@ -183,9 +188,9 @@ impl Runtime {
             runtime.work(&job);
         });
         submitted.inspect_err(|_| {
-            if Runtime::take_over(&active).is_some() {
-                self.forget(active.id);
+            if self.take_over(&active) {
                 self.jobs.remove(active.id);
+                self.ended();
             }
         })
     }
@@ -231,18 +236,23 @@ impl Runtime {
     /// is left and joins the workers.
     pub fn stop(self: &Arc<Runtime>, grace: Deadline) {
         self.lock().stopping = true;
-        loop {
-            let seen = self.over.seen();
-            if self.lock().active.is_empty() || grace.passed() {
-                break;
-            }
-            let _ = self.over.wait(seen, Deadline::never()).block(grace, &Cancel::new());
-        }
+        self.wait_until(grace, |state| state.active.is_empty());
         let left: Vec<JobId> = self.lock().active.keys().copied().collect();
         for id in left {
             self.cancel(id);
         }
         self.pool.stop();
+        self.wait_until(Deadline::after(DURABLE_WITHIN), |state| state.ending == 0);
+    }
+
+    fn wait_until(&self, deadline: Deadline, there: impl Fn(&State) -> bool) {
+        loop {
+            let seen = self.over.seen();
+            if there(&self.lock()) || deadline.passed() {
+                return;
+            }
+            let _ = self.over.wait(seen, Deadline::never()).block(deadline, &Cancel::new());
+        }
     }
 
     /// A place among those that wait. Errors: `queue_saturated`, `unavailable` when stopping.
@@ -343,9 +353,8 @@ impl Runtime {
         messages: Vec<provider::Message>,
         done: impl FnOnce() + Send + 'static,
     ) -> bool {
-        let Some(timer) = Runtime::take_over(active) else { return false };
-        if let Some(key) = timer {
-            self.timer.cancel(key);
+        if !self.take_over(active) {
+            return false;
         }
         self.emit(
             active,
@@ -357,24 +366,34 @@ impl Runtime {
         let (runtime, job) = (self.clone(), active.clone());
         let state = if outcome.is_ok() { "done" } else { "failed" };
         self.jobs.finish_then(active.id, &active.conversation, &outcome, messages, move || {
-            runtime.forget(job.id);
             runtime.progress(&job, state);
+            runtime.ended();
             done();
         });
         true
     }
 
-    /// The right to end the job, which only one gets; with the timer that would have ended it.
-    #[expect(clippy::option_option, reason = "two questions: whether it was first, and its timer")]
-    fn take_over(active: &Active) -> Option<Option<TimerKey>> {
-        match std::mem::replace(&mut *active.stage(), Stage::Over) {
-            Stage::Waiting(timer) | Stage::Running(timer) => Some(timer),
-            Stage::Over => None,
+    /// Takes the right to end the job, which only one gets. It no longer counts as under way then: nobody
+    /// may see its end and still find its agent busy.
+    fn take_over(&self, active: &Active) -> bool {
+        let stage = std::mem::replace(&mut *active.stage(), Stage::Over);
+        match stage {
+            Stage::Waiting(Some(key)) | Stage::Running(Some(key)) => self.timer.cancel(key),
+            Stage::Waiting(None) | Stage::Running(None) => {}
+            Stage::Over => return false,
         }
+        {
+            let mut state = self.lock();
+            state.active.remove(&active.id);
+            state.ending += 1;
+        }
+        self.over.notify();
+        true
     }
 
-    fn forget(&self, id: JobId) {
-        self.lock().active.remove(&id);
+    /// The end of a job that was taken over is durable.
+    fn ended(&self) {
+        self.lock().ending -= 1;
         self.over.notify();
     }
 

@@ -252,8 +252,8 @@ impl JobStore {
             },
             move |r| {
                 report(id, r);
-                changed.notify();
                 done();
+                changed.notify();
             },
         );
     }

@@ -6,5 +6,7 @@ mod net;
 mod provider;
 mod provider_fake;
 mod runtime;
+mod runtime_house;
+mod runtime_tools;
 mod store;
 mod tidy;

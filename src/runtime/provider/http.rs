@@ -46,6 +46,8 @@ pub(super) fn post<'c>(
         .header("authorization", format!("Bearer {bearer}"))
         .header("content-type", "application/json")
         .header("accept", "text/event-stream")
+        // A compressed stream comes in lumps.
+        .header("accept-encoding", "identity")
         .send(body.to_string())
         .map_err(|e| failed(url, call, &e))?;
     let (head, body) = answer.into_parts();

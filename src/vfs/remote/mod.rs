@@ -8,5 +8,5 @@ mod peer;
 mod tree;
 
 pub use dial::{Dial, say_hello};
-pub use peer::{Connector, Link, Peer, PeerStatus};
+pub use peer::{Connector, Hooks, Link, Peer, PeerStatus};
 pub use tree::Remote;

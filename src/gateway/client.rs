@@ -1,0 +1,309 @@
+//! A connection on `/` (and on `/v2/join`, and of a ZiggyStarClaw client): two channels on one socket.
+//! Control requests keep their order; acheron requests go to the session they name, behind the control
+//! requests that came before them.
+
+use super::Gateway;
+use super::acheron;
+use super::starclaw::Greeting;
+use crate::base::{Code, Error, Lanes, Result, id};
+use crate::control::{self, Binding, Door, Principal, Role};
+use crate::net::{Closed, Conn, Handler, InFlight, Message};
+use crate::vfs::Who;
+use crate::wire::acheron::{Call, VERSION};
+use crate::wire::control::Correlation;
+use crate::wire::{Channel, Envelope, Malformed, Object, acheron as wire};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub struct Client(Arc<Shared>);
+
+/// What the connection's requests share. Lock order: `control` before `acheron`.
+pub struct Shared {
+    pub gateway: Arc<Gateway>,
+    control: Mutex<control::Session>,
+    acheron: Mutex<HashMap<String, Bound>>,
+    /// `acheron.t_version` was answered.
+    negotiated: AtomicBool,
+    /// Control requests not answered yet.
+    pending: AtomicUsize,
+    lanes: Lanes<()>,
+    greeting: Greeting,
+    session: u64,
+}
+
+/// An acheron session and the binding that it was made for.
+struct Bound {
+    binding: Binding,
+    session: Arc<acheron::Session>,
+}
+
+impl Client {
+    /// `agent_id`: the agent that the path names, for a client that is to be greeted at once.
+    pub fn new(
+        gateway: Arc<Gateway>,
+        principal: Principal,
+        door: Door,
+        agent_id: Option<String>,
+    ) -> Client {
+        let lanes = Lanes::new(gateway.control_pool.clone());
+        let greeting = Greeting::new(&principal, door, agent_id);
+        Client(Arc::new(Shared {
+            control: Mutex::new(control::Session::new(principal, door)),
+            acheron: Mutex::default(),
+            negotiated: AtomicBool::new(false),
+            pending: AtomicUsize::new(0),
+            session: id::random_u53(),
+            lanes,
+            greeting,
+            gateway,
+        }))
+    }
+}
+
+impl Handler for Client {
+    fn open(&mut self, conn: &Conn) {
+        self.0.greeting.open(&self.0, conn);
+    }
+
+    fn message(&mut self, conn: &Conn, message: Message) {
+        // Binary frames have no meaning here (spec: control 2.3).
+        let Message::Text(text) = message else { return };
+        match Envelope::parse(&text) {
+            Ok(envelope) => {
+                self.0.greeting.negotiated();
+                self.0.take(conn, &text, &envelope);
+            }
+            Err(m) if self.0.greeting.take(&self.0, conn, &text, &m) => {}
+            Err(m) => malformed(conn, &m),
+        }
+    }
+
+    fn closed(&mut self, _: &Conn, _: &Closed) {
+        self.0.greeting.negotiated();
+        for bound in self.0.acheron().drain() {
+            bound.1.session.close();
+        }
+    }
+}
+
+/// Answers what is no message (spec: control 3.3, namespace 1.3).
+fn malformed(conn: &Conn, m: &Malformed) {
+    let frame = if m.channel == Some(Channel::Acheron) && m.tag.is_some() {
+        wire::error(m.tag, &Error::new(Code::Invalid, m.fault))
+    } else {
+        let e = Error::new(Code::UnsupportedLegacyApi, m.fault);
+        crate::wire::control::error(m.id.as_deref(), Correlation::Omitted, &e)
+    };
+    let _ = conn.send(frame.into());
+}
+
+impl Shared {
+    pub fn greeting(&self) -> &Greeting {
+        &self.greeting
+    }
+
+    fn control(&self) -> MutexGuard<'_, control::Session> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn acheron(&self) -> MutexGuard<'_, HashMap<String, Bound>> {
+        self.acheron.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(self: &Arc<Shared>, conn: &Conn, text: &crate::net::Text, envelope: &Envelope<'_>) {
+        let idle = self.pending.load(Ordering::Acquire) == 0;
+        match envelope.channel {
+            // Needs no lock that is held for long, and nothing is before it: answered here.
+            Channel::Control if idle && matches!(&*envelope.name, "ping" | "version") => {
+                self.answer_control(conn, envelope);
+            }
+            Channel::Acheron if idle && self.bound(envelope) => self.answer_acheron(conn, envelope),
+            _ => self.queue(conn, text.clone(), envelope),
+        }
+    }
+
+    /// True where an acheron request needs nothing made for it.
+    fn bound(&self, envelope: &Envelope<'_>) -> bool {
+        let control = self.control();
+        let key = envelope.session_key.as_deref().unwrap_or(control.active_key());
+        let binding = control.binding(Some(key)).ok();
+        envelope.name == "t_version"
+            || self.acheron().get(key).is_some_and(|b| Some(&b.binding) == binding)
+    }
+
+    /// Puts a request behind those that came before it.
+    fn queue(self: &Arc<Shared>, conn: &Conn, text: crate::net::Text, envelope: &Envelope<'_>) {
+        self.pending.fetch_add(1, Ordering::AcqRel);
+        let job = Queued {
+            shared: self.clone(),
+            conn: conn.clone(),
+            text,
+            answered: false,
+            _in_flight: conn.begin(),
+        };
+        if let Err((e, mut job)) = self.lanes.hand(Some(()), job, Queued::run) {
+            job.answered = true;
+            refuse(conn, envelope, &e, false);
+        }
+    }
+
+    fn answer_control(&self, conn: &Conn, envelope: &Envelope<'_>) {
+        let answer = control::handle(&self.gateway.control, &mut self.control(), envelope);
+        let _ = conn.send(answer.frame.into());
+        if answer.close {
+            conn.close(None, "");
+        }
+    }
+
+    /// The checks of spec: namespace 1.2, in their order, then the session.
+    fn answer_acheron(&self, conn: &Conn, envelope: &Envelope<'_>) {
+        if let Err((e, close)) = self.run_acheron(conn, envelope) {
+            refuse(conn, envelope, &e, close);
+        }
+    }
+
+    fn run_acheron(&self, conn: &Conn, envelope: &Envelope<'_>) -> Result<(), (Error, bool)> {
+        if !wire::is_known(&envelope.name) {
+            let e = Error::new(Code::UnsupportedLegacyApi, "UnsupportedType");
+            return Err((e, false));
+        }
+        self.pass_gate().map_err(|e| (e, false))?;
+        let call = Call::read(envelope)
+            .ok_or_else(|| (Error::new(Code::InvalidType, "not a request of acheron-1"), true))?;
+        if envelope.name != "t_version" && !self.negotiated.load(Ordering::Acquire) {
+            let text = "acheron.t_version must be negotiated first";
+            return Err((Error::new(Code::ProtocolMismatch, text), true));
+        }
+        let call = call.map_err(|e| (e, false))?;
+        if let Call::Version { msize, version } = &call {
+            return self.version(conn, envelope.tag, *msize, version.as_deref());
+        }
+        let session = self.session(envelope.session_key.as_deref()).map_err(|e| (e, false))?;
+        let correlation_id = envelope.correlation_id.as_deref().or(envelope.id.as_deref());
+        let correlation_id = correlation_id.map(Arc::from);
+        session.take(acheron::Request::new(
+            conn,
+            &envelope.name,
+            envelope.tag,
+            call,
+            correlation_id,
+        ));
+        Ok(())
+    }
+
+    fn version(
+        &self,
+        conn: &Conn,
+        tag: Option<u32>,
+        msize: Option<u32>,
+        version: Option<&str>,
+    ) -> Result<(), (Error, bool)> {
+        if version != Some(VERSION) {
+            let text = "unsupported fsrpc runtime version";
+            return Err((Error::new(Code::ProtocolMismatch, text), true));
+        }
+        self.negotiated.store(true, Ordering::Release);
+        let msize = msize.unwrap_or(wire::MSIZE_MAX).min(wire::MSIZE_MAX);
+        let payload = Object::new().put("msize", msize).put("version", VERSION);
+        let _ = conn.send(wire::reply("t_version", tag, payload).into());
+        Ok(())
+    }
+
+    /// What bars those who may not act (yet).
+    fn pass_gate(&self) -> Result<()> {
+        let control = self.control();
+        if control.door == Door::Join {
+            return Err(Error::new(Code::Forbidden, "the namespace is not for /v2/join"));
+        }
+        if control.active().is_some() || control.principal.role != Role::User {
+            return Ok(());
+        }
+        let state = self.gateway.control.plane.state();
+        let gate = control.gate(self.gateway.control.bootstrap_only(&state));
+        gate.map_or(Ok(()), |g| Err(g.error()))
+    }
+
+    /// The acheron session of a session key, made anew when its binding has changed. Other keys keep
+    /// their fids.
+    fn session(&self, key: Option<&str>) -> Result<Arc<acheron::Session>> {
+        let (key, binding, principal) = {
+            let control = self.control();
+            let key = key.unwrap_or(control.active_key()).to_owned();
+            (key.clone(), control.binding(Some(&key))?.clone(), control.principal.clone())
+        };
+        let mut sessions = self.acheron();
+        if let Some(bound) = sessions.get(&key)
+            && bound.binding == binding
+        {
+            return Ok(bound.session.clone());
+        }
+        let who = Arc::new(who(&principal, &binding, self.session));
+        let tree = self.gateway.trees.for_who(&who)?;
+        let session = acheron::Session::new(tree, who, self.gateway.works());
+        let bound = Bound { binding, session: session.clone() };
+        if let Some(old) = sessions.insert(key, bound) {
+            old.session.close();
+        }
+        Ok(session)
+    }
+}
+
+/// For whom a binding acts.
+pub fn who(principal: &Principal, binding: &Binding, session: u64) -> Who {
+    Who {
+        principal: principal.name.clone(),
+        admin: principal.role == Role::Admin,
+        agent_id: binding.agent_id.clone(),
+        project_id: binding.project_id.clone(),
+        project_token: binding.project_token.clone(),
+        session,
+    }
+}
+
+/// Answers a request with an error, in the words of its channel.
+fn refuse(conn: &Conn, envelope: &Envelope<'_>, e: &Error, close: bool) {
+    let legacy = e.code == Code::UnsupportedLegacyApi;
+    let frame = match envelope.channel {
+        Channel::Acheron if !legacy => wire::error(envelope.tag, e),
+        _ => crate::wire::control::error(envelope.id.as_deref(), Correlation::Omitted, e),
+    };
+    let _ = conn.send(frame.into());
+    if close {
+        conn.close(None, "");
+    }
+}
+
+/// A request in the connection's lane. Dropped without an answer (a panic), it answers with an error.
+struct Queued {
+    shared: Arc<Shared>,
+    conn: Conn,
+    text: crate::net::Text,
+    answered: bool,
+    _in_flight: InFlight,
+}
+
+impl Queued {
+    fn run(mut self) {
+        let text = self.text.clone();
+        if let Ok(envelope) = Envelope::parse(&text) {
+            match envelope.channel {
+                Channel::Control => self.shared.answer_control(&self.conn, &envelope),
+                Channel::Acheron => self.shared.answer_acheron(&self.conn, &envelope),
+            }
+        }
+        self.answered = true;
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.shared.pending.fetch_sub(1, Ordering::AcqRel);
+        if !self.answered
+            && let Ok(envelope) = Envelope::parse(&self.text)
+        {
+            let e = Error::new(Code::ControlPlaneError, "internal error");
+            refuse(&self.conn, &envelope, &e, false);
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! `/v2/fs` (spec: fs 3.2; design: exports of the gateway's own node): the caller's namespace as an
+//! export, for those who mount it.
+
+use super::Gateway;
+use super::client::who;
+use crate::base::{Code, Deadline, Error, Result, TreePath};
+use crate::control::policy::{Action, Asker, check};
+use crate::control::state::{MOTHER, SYSTEM, State};
+use crate::control::{Binding, Principal, Role};
+use crate::node::{Door, Entry, Export, Exports};
+use crate::vfs::{Cx, Member, MountPoint, Tree, Union, Who, walk};
+use crate::wire::fs::{self, Hello};
+use std::sync::Arc;
+
+/// Exports that show a part of the namespace under an older name (spec: fs 3.2).
+const PARTS: [(&str, &str); 3] = [
+    ("system-meta", "/meta"),
+    ("system-chat", "/agents/self/chat"),
+    ("system-jobs", "/agents/self/jobs"),
+];
+
+pub struct LocalDoor {
+    gateway: Arc<Gateway>,
+    /// Who the HTTP upgrade's bearer token is, where it had one.
+    principal: Option<Principal>,
+}
+
+impl LocalDoor {
+    pub fn new(gateway: Arc<Gateway>, principal: Option<Principal>) -> LocalDoor {
+        LocalDoor { gateway, principal }
+    }
+}
+
+impl Door for LocalDoor {
+    fn enter(&self, hello: &Hello) -> Result<Entry> {
+        let by_token = hello.auth_token.as_deref().map(|t| self.gateway.principal(t));
+        let principal = match (self.principal.clone(), by_token) {
+            (Some(principal), _) => principal,
+            (None, None) => return Err(Error::new(Code::Invalid, "AuthMissing")),
+            (None, Some(found)) => found.ok_or_else(|| Error::new(Code::Invalid, "AuthFailed"))?,
+        };
+        let binding = hello.binding.clone().unwrap_or_default();
+        let binding = bind(&self.gateway.control.plane.state(), &principal, binding)?;
+        if binding.agent_id != MOTHER {
+            self.gateway.control.agents.ensure(&binding.agent_id)?;
+        }
+        let who = who(&principal, &binding, 0);
+        let exports = Arc::new(self.exports(&Arc::new(who.clone()))?);
+        Ok(Entry { exports, who, name: "spiderweb".into() })
+    }
+}
+
+impl LocalDoor {
+    fn exports(&self, who: &Arc<Who>) -> Result<Exports> {
+        let tree = self.gateway.trees.for_who(who)?;
+        let export = |name: &str, tree: Arc<dyn Tree>| Export {
+            name: name.into(),
+            tree,
+            ro: false,
+            desc: "the namespace of this session".into(),
+            source_kind: "namespace".into(),
+            source_id: format!("namespace:{name}"),
+        };
+        let mut exports = vec![export("namespace", tree.clone())];
+        let cx = Cx::new(who.clone(), Deadline::after_ms(5_000));
+        for (name, path) in PARTS {
+            let root = walk::resolve(&*tree, &cx, &TreePath::parse(path)?)?.id;
+            let member = Member { name: name.into(), tree: tree.clone(), root };
+            let mount = MountPoint { path: TreePath::root(), members: vec![member] };
+            exports.push(export(name, Arc::new(Union::new(vec![mount], vec![])?)));
+        }
+        Exports::new(exports)
+    }
+}
+
+/// For whom a client looks at the namespace: the agent it names, else one that works in its project.
+fn bind(state: &State, principal: &Principal, asked: fs::Binding) -> Result<Binding> {
+    let admin = principal.role == Role::Admin;
+    let works_in = |project_id: &str| {
+        let number = state.project(project_id).ok()?.number;
+        let mut agents = state.active.iter().filter(|(a, n)| **n == number && *a != MOTHER);
+        agents.next().map(|(agent, _)| agent.clone())
+    };
+    let agent_id = asked.agent_id.or_else(|| asked.project_id.as_deref().and_then(works_in));
+    let agent_id = agent_id.or_else(|| admin.then(|| MOTHER.to_owned())).ok_or_else(|| {
+        Error::new(Code::Forbidden, "agent_id is required: no agent works in this project yet")
+    })?;
+    if !crate::base::id::is_identifier(&agent_id, 64) {
+        return Err(Error::invalid("agent_id must be 1 to 64 characters of A-Z a-z 0-9 _ -"));
+    }
+    if !admin && agent_id == MOTHER {
+        return Err(Error::new(Code::Forbidden, "user role cannot act for mother"));
+    }
+    let active = state.active_project(&agent_id).map(|p| p.id());
+    let project_id = asked.project_id.or(active).unwrap_or_else(|| SYSTEM.into());
+    let project = state.project(&project_id)?;
+    let asker = Asker { admin, agent_id: Some(&agent_id), token: asked.project_token.as_deref() };
+    check(project, Action::Read, asker)?;
+    Ok(Binding { agent_id, project_id: Some(project_id), project_token: asked.project_token })
+}

@@ -1,0 +1,108 @@
+//! The gateway's way to its nodes: over the tunnel that a node has opened, else by dialling the URL that
+//! it gave. One connection and one tree per export serve everybody.
+
+use super::tunnel::Tunnels;
+use crate::base::{Code, Deadline, Error, Result};
+use crate::control::Plane;
+use crate::net::{Net, WsUrl};
+use crate::vfs::remote::{Connector, Dial, Hooks, Link, Peer, Remote, say_hello};
+use crate::wire::fs::{Ext, Hello};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub struct Nodes {
+    net: Arc<Net>,
+    plane: Arc<Plane>,
+    tunnels: Arc<Tunnels>,
+    known: Mutex<HashMap<String, Known>>,
+}
+
+struct Known {
+    peer: Arc<Peer>,
+    /// By export name; `None` is the node's first.
+    trees: HashMap<Option<String>, Arc<Remote>>,
+}
+
+impl Nodes {
+    pub fn new(net: Arc<Net>, plane: Arc<Plane>, tunnels: Arc<Tunnels>) -> Nodes {
+        Nodes { net, plane, tunnels, known: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(&self, node_id: &str, f: impl FnOnce(&mut Known) -> T) -> T {
+        let mut known = self.lock();
+        let entry = known.entry(node_id.to_owned()).or_insert_with(|| {
+            let way = Way {
+                node_id: node_id.to_owned(),
+                net: self.net.clone(),
+                plane: self.plane.clone(),
+                tunnels: self.tunnels.clone(),
+            };
+            Known { peer: Peer::new(Arc::new(way)), trees: HashMap::new() }
+        });
+        f(entry)
+    }
+
+    pub fn peer(&self, node_id: &str) -> Arc<Peer> {
+        self.with(node_id, |known| known.peer.clone())
+    }
+
+    /// The tree of an export, whether or not the node can be reached now.
+    pub fn tree(&self, node_id: &str, export: Option<&str>) -> Arc<Remote> {
+        self.with(node_id, |known| {
+            let peer = known.peer.clone();
+            let export = export.map(str::to_owned);
+            known.trees.entry(export.clone()).or_insert_with(|| Remote::new(peer, export)).clone()
+        })
+    }
+
+    /// A node has come (back): the next call tries at once.
+    pub fn reachable(&self, node_id: &str) {
+        self.peer(node_id).retry_now();
+    }
+
+    /// Drops what belongs to nodes that are gone from the control plane.
+    pub fn prune(&self) {
+        let state = self.plane.state();
+        self.lock().retain(|node_id, _| state.node(node_id).is_ok());
+    }
+}
+
+/// How one node is reached.
+struct Way {
+    node_id: String,
+    net: Arc<Net>,
+    plane: Arc<Plane>,
+    tunnels: Arc<Tunnels>,
+}
+
+impl Connector for Way {
+    fn connect(&self, deadline: Deadline, hooks: Hooks) -> Result<Link> {
+        let state = self.plane.state();
+        let node = state.node(&self.node_id)?;
+        let hello = Hello { auth_token: Some(node.secret.clone()), ..Hello::default() };
+        if let Some(tunnel) = self.tunnels.get(&self.node_id) {
+            tunnel.hook(hooks);
+            let hello = Hello { ext: Some(Ext::all()), ..hello };
+            return say_hello(tunnel.mux.clone(), hello, deadline);
+        }
+        let away = |what: &str| Error::new(Code::Unavailable, format!("{} {what}", self.node_id));
+        if node.fs_url.is_empty() {
+            return Err(away("is not connected, and has no fs_url to dial"));
+        }
+        let url: WsUrl = node.fs_url.parse()?;
+        // That would lead back here, and to the tunnel that is not there.
+        if node.fs_url.contains("/v2/fs/node/") {
+            return Err(away("is not connected; its tunnel is down"));
+        }
+        let dial = Dial { net: self.net.clone(), url, bearer: None, hello, binary: true };
+        dial.connect(deadline, hooks)
+    }
+
+    fn target(&self) -> String {
+        self.node_id.clone()
+    }
+}
