@@ -17,8 +17,12 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 const ID_BITS: u32 = 40;
 /// Places kept of one node: hard links beyond these must be looked up again after the others went.
 const PLACES_MAX: usize = 8;
-/// Nodes a tree remembers unless told otherwise; about 300 bytes each.
-pub const NODES_MAX: usize = 1 << 18;
+/// Nodes a tree remembers unless told otherwise; about 300 bytes each, and just below where the maps
+/// would double.
+pub const NODES_MAX: usize = 200_000;
+
+/// Fewer than this would not hold one path.
+const NODES_MIN: usize = 8;
 
 /// How a new node gets its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +70,7 @@ impl<K: Clone + Eq + Hash> Ids<K> {
             next: NodeId::ROOT.0 + 1,
         };
         state.nodes.insert(NodeId::ROOT, Node::new(root));
-        Ids { state: RwLock::new(state), max: max.max(2), numbering }
+        Ids { state: RwLock::new(state), max: max.max(NODES_MIN), numbering }
     }
 
     /// The id of `key`, which was just seen at (`dir`, `name`).
@@ -94,11 +98,12 @@ impl<K: Clone + Eq + Hash> Ids<K> {
                 s.rekey(id, key.clone());
                 id
             }
-            _ => s.add(key.clone(), self.numbering),
+            _ => {
+                s.make_room(self.max, dir);
+                s.add(key.clone(), self.numbering)
+            }
         };
         s.put(id, place);
-        s.touch(id);
-        s.shrink(self.max);
         id
     }
 
@@ -154,6 +159,11 @@ impl<K: Clone + Eq + Hash> Ids<K> {
             outcome?
         }
         Ok((node.key.clone(), paths))
+    }
+
+    /// The path the node was last seen at. Errors: ESTALE; those of [`Ids::paths`].
+    pub fn path(&self, id: NodeId) -> Result<TreePath> {
+        self.paths(id)?.1.into_iter().next().ok_or_else(stale)
     }
 
     /// The places themselves, the newest first.
@@ -226,7 +236,7 @@ pub fn stale() -> Error {
 
 impl<K> Node<K> {
     fn new(key: K) -> Node<K> {
-        Node { key, places: Vec::new(), children: 0, used: AtomicBool::new(true) }
+        Node { key, places: Vec::new(), children: 0, used: AtomicBool::new(false) }
     }
 }
 
@@ -279,6 +289,8 @@ impl<K: Clone + Eq + Hash> State<K> {
         dir.children += 1;
         let oldest = {
             let places = &mut self.nodes.get_mut(&id).expect("an indexed node").places;
+            // Nearly every node has one place.
+            places.reserve_exact(1);
             places.push(place.clone());
             (places.len() > PLACES_MAX).then(|| places[0].clone())
         };
@@ -298,20 +310,16 @@ impl<K: Clone + Eq + Hash> State<K> {
         }
     }
 
-    fn touch(&self, id: NodeId) {
-        self.nodes[&id].used.store(true, Ordering::Relaxed);
-    }
-
-    /// Evicts what was not used since the hand last came by. What has children stays, unless nothing
-    /// else can go.
-    fn shrink(&mut self, max: usize) {
+    /// Evicts what was not used again since it was told or the hand last came by. What has children
+    /// stays, unless nothing else can go; `dir` is about to have one.
+    fn make_room(&mut self, max: usize, dir: NodeId) {
         let mut patience = 2 * self.clock.len();
-        while self.nodes.len() > max {
+        while self.nodes.len() >= max {
             let Some(id) = self.clock.pop_front() else { return };
             let node = &self.nodes[&id];
             let wanted = node.used.swap(false, Ordering::Relaxed) || node.children > 0;
-            if wanted && patience > 0 {
-                patience -= 1;
+            if id == dir || (wanted && patience > 0) {
+                patience = patience.saturating_sub(1);
                 self.clock.push_back(id);
                 continue;
             }
@@ -346,5 +354,72 @@ impl<K: Clone + Eq + Hash> State<K> {
             path = path.join(Name::new(name)?);
         }
         Ok(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(ids: &Ids<u32>, id: NodeId) -> String {
+        ids.path(id).unwrap().display().into_owned()
+    }
+
+    fn name(s: &str) -> &OsStr {
+        OsStr::new(s)
+    }
+
+    #[test]
+    fn what_is_not_used_goes_first_and_never_its_parents() {
+        let ids = Ids::new(0, 10, Numbering::Counter);
+        let dir = ids.intern(&1, NodeId::ROOT, name("d"));
+        let kept = ids.intern(&2, dir, name("kept"));
+        for n in 10..100u32 {
+            ids.intern(&n, dir, name(&n.to_string()));
+            assert_eq!(path(&ids, kept), "/d/kept");
+        }
+        assert_eq!(ids.id(&10), None);
+        assert_eq!(ids.at(dir, name("10")), None);
+        assert_eq!(ids.read().nodes.len(), 10);
+        assert_eq!(ids.read().nodes[&dir].children, 8);
+        assert!(ids.intern(&10, dir, name("10")).0 > 90, "a number is not given twice");
+    }
+
+    #[test]
+    fn a_place_leads_to_the_node_last_seen_there() {
+        let ids = Ids::new(0, 100, Numbering::Counter);
+        let a = ids.intern(&1, NodeId::ROOT, name("a"));
+        assert_eq!(ids.intern(&1, NodeId::ROOT, name("b")), a);
+        assert_eq!(ids.paths(a).unwrap().1.len(), 2);
+        let c = ids.intern(&2, NodeId::ROOT, name("b"));
+        assert_eq!((path(&ids, a), path(&ids, c)), ("/a".into(), "/b".into()));
+        ids.remove(NodeId::ROOT, name("a"), true);
+        assert_eq!(ids.path(a).unwrap_err().errno(), libc::ESTALE);
+        assert_ne!(ids.intern(&1, NodeId::ROOT, name("a")), a, "the key means another node now");
+        assert_eq!(ids.intern_or_adopt(&3, NodeId::ROOT, name("b"), |k| *k == 2), c);
+        assert_eq!((ids.id(&2), ids.id(&3)), (None, Some(c)));
+    }
+
+    #[test]
+    fn hashed_numbers_come_back() {
+        let ids = Ids::new(0, 8, Numbering::Hash);
+        let first = ids.intern(&7, NodeId::ROOT, name("x"));
+        for n in 100..120 {
+            ids.intern(&n, NodeId::ROOT, name(&n.to_string()));
+        }
+        assert_eq!(ids.id(&7), None);
+        assert_eq!(ids.intern(&7, NodeId::ROOT, name("x")), first);
+        assert!(first.0 < 1 << ID_BITS);
+    }
+
+    #[test]
+    fn places_that_form_a_circle_end_in_an_error() {
+        let ids = Ids::new(0, 100, Numbering::Counter);
+        let a = ids.intern(&1, NodeId::ROOT, name("a"));
+        let b = ids.intern(&2, a, name("b"));
+        ids.intern(&1, b, name("a"));
+        assert_eq!(ids.path(b).unwrap_err().errno(), libc::ENAMETOOLONG);
+        ids.intern(&2, NodeId::ROOT, name("b"));
+        assert_eq!(path(&ids, a), "/b/a");
     }
 }

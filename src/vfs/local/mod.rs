@@ -15,7 +15,7 @@ use super::{
     Attr, Caps, Cx, DirPage, Event, EventSink, Handle, LockRequest, NodeId, OpenFlags, Opened,
     Read, ReadDir, RenameFlags, SetAttr, StatFs, Tree, Watch, Written, XattrFlags,
 };
-use crate::base::{Error, Name, Result, ResultExt};
+use crate::base::{Error, Name, Result, ResultExt, TreePath};
 use bytes::Bytes;
 use file::OpenFile;
 use resolve::{Dirs, Node};
@@ -268,6 +268,10 @@ impl Tree for Local {
             favail: s.files_available(),
             namemax: small(s.name_max()),
         })
+    }
+
+    fn path(&self, _: &Cx, node: NodeId) -> Result<TreePath> {
+        self.ids.path(node)
     }
 
     fn forget(&self, node: NodeId) {

@@ -438,6 +438,10 @@ impl Tree for Synthetic {
         })
     }
 
+    fn path(&self, _: &Cx, node: NodeId) -> Result<TreePath> {
+        self.ids.path(node)
+    }
+
     fn forget(&self, node: NodeId) {
         self.ids.forget(node);
     }

@@ -29,11 +29,6 @@ pub enum Call {
 }
 
 impl Shared {
-    /// The path a node was last seen at. Errors: ESTALE.
-    pub fn path(&self, id: NodeId) -> Result<TreePath> {
-        self.ids.paths(id)?.1.into_iter().next().ok_or_else(ids::stale)
-    }
-
     fn spot(&self, cx: &Cx, layout: &Layout, id: NodeId) -> Result<Spot> {
         if id == NodeId::ROOT {
             return Ok(match layout.mount(&TreePath::root()) {
@@ -158,7 +153,7 @@ impl Shared {
     /// One step down from a directory. `budget` is the number of binds that may still be followed.
     pub fn step(&self, cx: &Cx, dir: NodeId, name: Name<'_>, budget: u32) -> Result<Attr> {
         let layout = self.layout();
-        let path = self.path(dir)?.join(name);
+        let path = self.ids.path(dir)?.join(name);
         if let Some(target) = layout.bind(&path) {
             let budget = budget.checked_sub(1).ok_or_else(|| {
                 Error::from_errno(libc::ELOOP, format!("{path}: binds lead in a circle"))
@@ -213,7 +208,7 @@ impl Shared {
     /// cannot be reached, a bind that leads nowhere is not.
     pub fn nested(&self, cx: &Cx, layout: &Layout, dir: NodeId, name: Name<'_>) -> Option<Attr> {
         self.step(cx, dir, name, BINDS_MAX).ok().or_else(|| {
-            let path = self.path(dir).ok()?.join(name);
+            let path = self.ids.path(dir).ok()?.join(name);
             let id = self.mount_id(layout.mount(&path)?, dir, name.as_os_str());
             Some(self.virtual_attr(id))
         })

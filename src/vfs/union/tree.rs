@@ -4,7 +4,7 @@ use super::file::{OpenFile, continues};
 use super::layout::BINDS_MAX;
 use super::resolve::{At, Call};
 use super::{Event, Shared, Union};
-use crate::base::{Error, NAME_MAX, Name, Result};
+use crate::base::{Error, NAME_MAX, Name, Result, TreePath};
 use crate::vfs::{
     Attr, Caps, Cx, DirEntry, DirPage, EventSink, Handle, LockRequest, NodeId, OpenFlags, Opened,
     PageLimit, Read, ReadDir, RenameFlags, SetAttr, StatFs, Tree, Watch, Written, XattrFlags,
@@ -21,7 +21,7 @@ const COOKIE_MAX: u64 = i64::MAX as u64;
 impl Shared {
     /// Errors: EBUSY for a name that the mount table needs.
     fn free(&self, dir: NodeId, name: Name<'_>) -> Result<()> {
-        match self.path(dir) {
+        match self.ids.path(dir) {
             Ok(path) if self.layout().holds(&path.join(name)) => Err(Error::from_errno(
                 libc::EBUSY,
                 format!("{name}: is, or leads to, a mount point"),
@@ -93,7 +93,7 @@ impl Shared {
     /// First what the mount table puts into the directory, then what the member has there.
     fn page(&self, cx: &Cx, at: ReadDir) -> Result<DirPage> {
         let layout = self.layout();
-        let nested = self.path(at.dir).ok().and_then(|path| layout.names_in(&path));
+        let nested = self.ids.path(at.dir).ok().and_then(|path| layout.names_in(&path));
         let mut page = DirPage::default();
         let mut left = at.limit;
         if at.cookie < NESTED_COOKIES {
@@ -351,6 +351,10 @@ impl Tree for Union {
             return Ok(StatFs { bsize: 4096, frsize: 4096, namemax: 255, ..StatFs::default() });
         }
         self.0.see(cx, node, |tree, node| tree.statfs(cx, node))
+    }
+
+    fn path(&self, _: &Cx, node: NodeId) -> Result<TreePath> {
+        self.0.ids.path(node)
     }
 
     fn forget(&self, node: NodeId) {

@@ -107,6 +107,7 @@ fn rename_below(w: &World<'_>) {
     let f = w.put(b, "f", b"x");
     let c = w.mkdir(ROOT, "c");
     w.tree.rename(&w.cx, (ROOT, name("a")), (c, name("z")), RenameFlags::default()).unwrap();
+    assert_eq!(w.tree.path(&w.cx, f).unwrap().as_os_str(), "/c/z/b/f");
     assert_eq!(w.get(f), b"x");
     assert_eq!(w.lookup(b, "f").unwrap().id, f);
     w.put(b, "g", b"y");
