@@ -2,7 +2,9 @@
 //! Real parts, no sleeps, only loopback.
 
 mod conformance;
+mod gateway;
 mod net;
+mod program;
 mod provider;
 mod provider_fake;
 mod runtime;
