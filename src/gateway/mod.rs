@@ -6,6 +6,7 @@ mod client;
 mod doors;
 mod local;
 mod nodes;
+mod pushes;
 mod routed;
 mod starclaw;
 mod trees;

@@ -370,3 +370,94 @@ fn starting_wrong_is_explained() {
     let (status, text) = start(&["--port", &port], "{}");
     assert!(status == 69 && text.contains(&port) && text.contains("in use"), "{status} {text}");
 }
+
+#[test]
+fn attached_clients_hear_what_their_agent_does_and_others_do_not() {
+    let gateway = Gateway::start();
+    let (mut admin, mut other) = (gateway.admin(), gateway.admin());
+    admin.control("project_up", json!({"name": "Demo", "vision": "v", "agent_id": "alice"}));
+    let attach = json!({"session_key": "w", "agent_id": "alice", "project_id": "proj-1"});
+    admin.control("session_attach", attach);
+    admin.attach();
+    admin.write("/agents/self/chat/control/input", "hello");
+    let (mut text, mut seq) = (String::new(), 0);
+    loop {
+        let frame = admin.json();
+        assert_eq!(
+            (&frame["channel"], &frame["session_key"]),
+            (&json!("control"), &json!("w")),
+            "{frame}"
+        );
+        assert!(frame["seq"].as_u64().unwrap() > seq, "{frame}");
+        seq = frame["seq"].as_u64().unwrap();
+        match frame["type"].as_str().unwrap() {
+            "agent.progress" if frame["phase"] == "text" => {
+                text += frame["detail"].as_str().unwrap()
+            }
+            "session.receive" => {
+                assert_eq!(frame["content"], "Echo: hello");
+                break;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(text, "Echo: hello", "the pieces are the whole");
+    // The other connection has attached to nobody: its next frame is its own reply.
+    let pong = other.ask(json!({"channel": "control", "type": "control.ping", "id": "p"}));
+    assert_eq!(pong["type"], "control.pong");
+}
+
+#[test]
+fn the_namespace_is_an_export_of_its_own() {
+    use spiderweb::base::{Deadline, Timer, TreePath};
+    use spiderweb::net::Net;
+    use spiderweb::vfs::remote::{Dial, Peer, Remote};
+    use spiderweb::vfs::{Cx, FileKind, OpenFlags, Tree, walk};
+    use spiderweb::wire::fs::{Binding, Hello};
+    use std::sync::Arc;
+
+    let gateway = Gateway::start();
+    let mut admin = gateway.admin();
+    admin.control("project_up", json!({"name": "Demo", "vision": "v", "agent_id": "alice"}));
+    let net = Net::start(1, Timer::start()).unwrap();
+    let remote = |token: &str, agent: Option<&str>, project: Option<&str>| {
+        let (agent_id, project_id) = (agent.map(str::to_owned), project.map(str::to_owned));
+        let binding = Some(Binding { agent_id, project_id, project_token: None });
+        let dial = Dial {
+            net: net.clone(),
+            url: gateway.url("/v2/fs").parse().unwrap(),
+            bearer: Some(gateway.token(token)),
+            hello: Hello { binding, ..Hello::default() },
+            binary: true,
+        };
+        Remote::new(Peer::new(Arc::new(dial)), Some("namespace".into()))
+    };
+    let cx = Cx::internal(Deadline::after(PATIENCE));
+    let path = |p: &str| p.parse::<TreePath>().unwrap();
+    let user = remote("user_token", None, Some("proj-1"));
+    let view = walk::read_all(&*user, &cx, &path("/meta/view.json"), 9999).unwrap();
+    assert!(String::from_utf8(view).unwrap().contains(r#""agent_id":"alice""#));
+    let input = walk::resolve(&*user, &cx, &path("/agents/self/chat/control/input")).unwrap();
+    let opened = user.open(&cx, input.id, OpenFlags::READ_WRITE).unwrap();
+    assert_eq!(opened.kind, FileKind::Message);
+    user.write(&cx, opened.handle, 0, "hel".into()).unwrap();
+    user.write(&cx, opened.handle, 3, "lo".into()).unwrap();
+    let extra = user.flush(&cx, opened.handle).unwrap().extra.unwrap();
+    let result = path(extra["result_path"].as_str().unwrap());
+    assert_eq!(walk::read_all(&*user, &cx, &result, 9999).unwrap(), b"Echo: hello");
+    user.release(&cx, opened.handle).unwrap();
+
+    for (token, agent, project) in [
+        ("user_token", None, None),
+        ("user_token", Some("mother"), None),
+        ("user_token", Some("alice"), Some("system")),
+        ("admin_token", None, Some("proj-9")),
+    ] {
+        let refused = remote(token, agent, project);
+        assert!(
+            refused.getattr(&cx, spiderweb::vfs::NodeId::ROOT).is_err(),
+            "{agent:?} {project:?}"
+        );
+    }
+    net.stop(Deadline::after_ms(1000));
+}
