@@ -461,3 +461,35 @@ fn the_namespace_is_an_export_of_its_own() {
     }
     net.stop(Deadline::after_ms(1000));
 }
+
+#[test]
+fn a_model_works_on_a_nodes_files_with_its_tools() {
+    let (home, dir) = (Scratch::new(), Scratch::new());
+    std::fs::write(dir.path().join("todo.txt"), "buy milk\n").unwrap();
+    let script = json!([{"match": "tidy", "steps": [
+        {"tool": "file_list", "arguments": {"path": "/src"}},
+        {"tool": "file_read", "arguments": {"path": "/src/todo.txt"}},
+        {"tool": "file_write", "arguments": {"path": "/src/done/report.txt", "content": "milk bought"}},
+        {"text": "It is tidy now."}]}]);
+    std::fs::write(home.path().join("script.json"), script.to_string()).unwrap();
+    let gateway = Gateway::at(home.path(), "0");
+    let mut admin = gateway.admin();
+    let invite = admin.control("node_invite_create", json!({}));
+    let joined = admin.control("node_join", json!({"invite_token": invite["invite_token"]}));
+    let node = Node::with_token(dir.path(), joined["node_secret"].as_str().unwrap());
+    admin.control("node_lease_refresh", json!({"node_id": joined["node_id"],
+        "node_secret": joined["node_secret"], "fs_url": node.url()}));
+    admin.control("project_up", json!({"name": "Demo", "vision": "v", "agent_id": "alice",
+        "desired_mounts": [{"node_id": joined["node_id"], "export_name": "work", "mount_path": "/src"}]}));
+    admin.control("session_attach", json!({"session_key": "w", "agent_id": "alice", "project_id": "proj-1"}));
+    admin.attach();
+    let job = admin.write("/agents/self/chat/control/input", "tidy up, please")["job"].clone();
+    let job = job.as_str().unwrap();
+    assert_eq!(admin.read(&format!("/agents/self/jobs/{job}/result.txt")), "It is tidy now.");
+    let report = std::fs::read_to_string(dir.path().join("done/report.txt")).unwrap();
+    assert_eq!(report, "milk bought");
+    let log = admin.read(&format!("/agents/self/jobs/{job}/log.txt"));
+    for part in ["file_list", "todo.txt", "buy milk", "file_write"] {
+        assert!(log.contains(part), "{part} in {log}");
+    }
+}
