@@ -2,11 +2,13 @@
 //! they do stands in the rooms to the left.
 
 mod flags;
+mod fs_mount;
 
 pub use flags::{Args, Command, Flag, Program, main};
+pub use fs_mount::{FS_MOUNT, run as fs_mount};
 
 /// Every program, for the manual-page check and the shell completions.
-pub const PROGRAMS: &[&Program] = &[];
+pub const PROGRAMS: &[&Program] = &[&FS_MOUNT];
 
 /// Writes to standard output; a reader that has gone away is no error.
 pub fn print(text: &str) {

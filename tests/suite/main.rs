@@ -2,6 +2,7 @@
 //! Real parts, no sleeps, only loopback.
 
 mod conformance;
+mod mount;
 mod net;
 mod provider;
 mod provider_fake;
