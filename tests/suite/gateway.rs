@@ -477,11 +477,17 @@ fn a_model_works_on_a_nodes_files_with_its_tools() {
     let invite = admin.control("node_invite_create", json!({}));
     let joined = admin.control("node_join", json!({"invite_token": invite["invite_token"]}));
     let node = Node::with_token(dir.path(), joined["node_secret"].as_str().unwrap());
-    admin.control("node_lease_refresh", json!({"node_id": joined["node_id"],
-        "node_secret": joined["node_secret"], "fs_url": node.url()}));
+    admin.control(
+        "node_lease_refresh",
+        json!({"node_id": joined["node_id"],
+        "node_secret": joined["node_secret"], "fs_url": node.url()}),
+    );
     admin.control("project_up", json!({"name": "Demo", "vision": "v", "agent_id": "alice",
         "desired_mounts": [{"node_id": joined["node_id"], "export_name": "work", "mount_path": "/src"}]}));
-    admin.control("session_attach", json!({"session_key": "w", "agent_id": "alice", "project_id": "proj-1"}));
+    admin.control(
+        "session_attach",
+        json!({"session_key": "w", "agent_id": "alice", "project_id": "proj-1"}),
+    );
     admin.attach();
     let job = admin.write("/agents/self/chat/control/input", "tidy up, please")["job"].clone();
     let job = job.as_str().unwrap();

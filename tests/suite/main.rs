@@ -3,6 +3,7 @@
 
 mod conformance;
 mod gateway;
+mod mount;
 mod net;
 mod program;
 mod provider;
