@@ -73,7 +73,7 @@ impl Gateway {
         acheron::Works {
             pool: self.files.pool.clone(),
             timer: self.timer.clone(),
-            timeout_ms: self.config.runtime.chat_operation_timeout_ms,
+            timeout_ms: self.config.runtime.control_operation_timeout_ms,
         }
     }
 }
