@@ -9,7 +9,7 @@ use super::tunnel::TunnelHandler;
 use crate::base::{Code, id, now_ms};
 use crate::control::{Door, Principal, Role};
 use crate::net::{Accept, Answer, Conn, Handler, Head, Limits, Message, Response, Service};
-use crate::node::FsHandler;
+use crate::node::{self, FsHandler};
 use crate::wire::control;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -37,6 +37,11 @@ impl Doors {
             return http(429, "too many failed attempts from this address; wait a little");
         }
         let gateway = &self.gateway;
+        let mut limits = Limits::default();
+        let mut files = |door: Arc<dyn node::Door>| {
+            limits = node::limits_before_hello();
+            Box::new(FsHandler::new(gateway.files.clone(), door))
+        };
         let handler: Box<dyn Handler> = match &*head.path {
             "/" => match self.principal(head) {
                 Some(principal) => {
@@ -51,15 +56,11 @@ impl Doors {
             }
             "/v2/fs" => {
                 let principal = self.principal(head);
-                let door = Arc::new(LocalDoor::new(gateway.clone(), principal));
-                Box::new(FsHandler::new(gateway.files.clone(), door))
+                files(Arc::new(LocalDoor::new(gateway.clone(), principal)))
             }
             "/v2/node" | "/v2/node/" => Box::new(TunnelHandler::new(gateway.clone())),
             path => match (node_path(path), stream_path(path)) {
-                (Some(node_id), _) => {
-                    let door = Arc::new(RoutedDoor::new(gateway.clone(), node_id));
-                    Box::new(FsHandler::new(gateway.files.clone(), door))
-                }
+                (Some(node_id), _) => files(Arc::new(RoutedDoor::new(gateway.clone(), node_id))),
                 (None, Some(agent_id)) => match self.principal(head) {
                     Some(principal) => Box::new(Client::new(
                         gateway.clone(),
@@ -72,7 +73,7 @@ impl Doors {
                 _ => return refuse(Code::InvalidEnvelope, "invalid websocket path"),
             },
         };
-        Answer::Upgrade(Accept { handler, limits: Limits::default() })
+        Answer::Upgrade(Accept { handler, limits })
     }
 
     fn refused(&self, peer: IpAddr) -> Answer {

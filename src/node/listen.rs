@@ -2,9 +2,9 @@
 //! the door for those who know its token.
 
 use super::exports::Exports;
-use super::session::{Door, Entry, Server, Session};
+use super::session::{Door, Entry, Server, Session, limits_after_hello, limits_before_hello};
 use crate::base::{Code, Error, Result, id};
-use crate::net::{Accept, Answer, Closed, Conn, Handler, Head, Limits, Message, Response, Service};
+use crate::net::{Accept, Answer, Closed, Conn, Handler, Head, Message, Response, Service};
 use crate::vfs::Who;
 use crate::wire::fs::{Failure, Hello};
 use std::net::SocketAddr;
@@ -49,7 +49,7 @@ impl Service for FsService {
             "/" | "/v2/fs" => Box::new(FsHandler::new(self.server.clone(), self.door.clone())),
             _ => Box::new(WrongPath),
         };
-        Answer::Upgrade(Accept { handler, limits: Limits::default() })
+        Answer::Upgrade(Accept { handler, limits: limits_before_hello() })
     }
 }
 
@@ -68,7 +68,8 @@ impl FsHandler {
 
 impl Handler for FsHandler {
     fn message(&mut self, conn: &Conn, message: Message) {
-        let new = || Session::new(self.server.clone(), self.door.clone(), conn.clone());
+        let (server, door) = (&self.server, &self.door);
+        let new = || Session::new(server.clone(), door.clone(), conn.clone(), limits_after_hello());
         self.session.get_or_insert_with(new).message(message);
     }
 

@@ -5,9 +5,10 @@ mod calls;
 mod convert;
 mod cursor;
 mod exports;
+mod job;
 mod listen;
 mod session;
 
 pub use exports::{Export, ExportSpec, Exports};
 pub use listen::{FsHandler, FsService, TokenDoor};
-pub use session::{Door, Entry, Server, Session};
+pub use session::{Door, Entry, Server, Session, limits_before_hello};

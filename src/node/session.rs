@@ -2,14 +2,12 @@
 //! one open file keep their order; a read that must wait is parked; a lock that is taken is tried again
 //! later; neither holds a thread.
 
-use super::calls::{self, Attempt};
 use super::convert;
 use super::cursor::Cursors;
 use super::exports::Exports;
-use crate::base::{
-    Cancel, Code, Counted, Deadline, Error, Gauge, Lanes, Pool, Result, Timer, Wait, id,
-};
-use crate::net::{Conn, InFlight, Message};
+use super::job::{CALL_TIMEOUT_MS, Job};
+use crate::base::{Cancel, Code, Deadline, Error, Gauge, Lanes, Pool, Result, Timer, id};
+use crate::net::{Conn, InFlight, Limits, Message};
 use crate::vfs::{Cx, FileKind, Handle, OpenFlags, Watch, Who};
 use crate::wire::Envelope;
 use crate::wire::fs::{
@@ -19,22 +17,31 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 /// Open files of one session.
 const HANDLES_MAX: usize = 65_536;
-/// Time for one request that does not wait for something to read.
-const CALL_TIMEOUT_MS: u64 = 40_000;
-/// How often a lock that another holds is tried again, at first and at most.
-const LOCK_RETRY_MS: (u64, u64) = (5, 200);
-/// How long a waiting lock request waits; the client then asks again.
-const LOCK_WAIT_MS: u64 = 10_000;
 
 /// Reads that wait for something to read, of one session. They hold no thread and no place among the
 /// requests in flight, or the request that gives them up could not be read.
 const PARKED_MAX: usize = 256;
 
-/// Decides who may come in, and what he finds.
+/// Requests taken before the hello is answered.
+const EARLY_MAX: usize = 16;
+/// The lane of hellos and of what comes while one is under way; files are numbered from 1.
+const HELLO_LANE: u64 = 0;
+
+/// What a client's connection may use until its hello is answered.
+pub fn limits_before_hello() -> Limits {
+    Limits { max_inflight: EARLY_MAX, ..Limits::unauthenticated() }
+}
+
+/// What it may use then. Silence is no fault: old clients read only while they wait for a reply, and
+/// answer no pings meanwhile.
+pub(super) fn limits_after_hello() -> Limits {
+    Limits { idle: Limits::NEVER, ..Limits::default() }
+}
+
+/// Decides who may come in, and what he finds. Called on the pool: it may block.
 pub trait Door: Send + Sync {
     /// Errors: `AuthMissing` and `AuthFailed` (spec: fs 3.1), or what else bars the way.
     fn enter(&self, hello: &Hello) -> Result<Entry>;
@@ -63,19 +70,23 @@ pub(super) struct Open {
 }
 
 pub struct Session {
-    server: Arc<Server>,
+    pub(super) server: Arc<Server>,
     door: Arc<dyn Door>,
-    conn: Conn,
-    lanes: Lanes<u64>,
+    pub(super) conn: Conn,
+    /// What the connection may use once the hello is answered.
+    limits: Limits,
+    pub(super) lanes: Lanes<u64>,
     state: Mutex<State>,
     /// Events could not be queued: the client has to forget everything.
     lost_events: AtomicBool,
-    parked: Gauge,
+    pub(super) parked: Gauge,
 }
 
 #[derive(Default)]
 struct State {
     ready: Option<Arc<Ready>>,
+    /// Messages in the lane of hellos.
+    in_order: usize,
     watches: Vec<Watch>,
     handles: HashMap<u64, Open>,
     last_handle: u64,
@@ -104,7 +115,7 @@ impl Ready {
         self.ext.as_ref().is_some_and(|e| e.has(op))
     }
 
-    fn bin(&self) -> bool {
+    pub fn bin(&self) -> bool {
         self.ext.as_ref().is_some_and(|e| e.bin)
     }
 }
@@ -112,15 +123,21 @@ impl Ready {
 thread_local! {
     /// The session whose request this thread carries out: it hears of its own changes even when it has
     /// not subscribed (spec: fs 6).
-    static CURRENT: Cell<u64> = const { Cell::new(0) };
+    pub(super) static CURRENT: Cell<u64> = const { Cell::new(0) };
 }
 
 impl Session {
-    pub fn new(server: Arc<Server>, door: Arc<dyn Door>, conn: Conn) -> Arc<Session> {
+    /// `limits`: what the connection may use once its hello is answered.
+    pub fn new(
+        server: Arc<Server>,
+        door: Arc<dyn Door>,
+        conn: Conn,
+        limits: Limits,
+    ) -> Arc<Session> {
         let lanes = Lanes::new(server.pool.clone());
         let (state, lost_events) = (Mutex::default(), AtomicBool::new(false));
         let parked = Gauge::new(PARKED_MAX, "reads waiting in this session");
-        Arc::new(Session { server, door, conn, lanes, state, lost_events, parked })
+        Arc::new(Session { server, door, conn, limits, lanes, state, lost_events, parked })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -130,7 +147,26 @@ impl Session {
     /// Takes a message; never blocks. What is wrong with it is answered, and ends the connection where
     /// the spec says so.
     pub fn message(self: &Arc<Session>, message: Message) {
-        match decode(message) {
+        let decoded = decode(message);
+        let is_hello = matches!(&decoded, Ok(Request { call: Call::Hello(_), .. }));
+        let in_order = {
+            let mut s = self.lock();
+            let in_order = is_hello || s.ready.is_none() || s.in_order > 0;
+            s.in_order += usize::from(in_order);
+            in_order
+        };
+        if !in_order {
+            return self.take(decoded);
+        }
+        let turn =
+            Turn { session: self.clone(), message: Some(decoded), _in_flight: self.conn.begin() };
+        if let Err((e, turn)) = self.lanes.hand(Some(HELLO_LANE), turn, Turn::run) {
+            turn.refuse(&e);
+        }
+    }
+
+    fn take(self: &Arc<Session>, decoded: Result<Request, Fault>) {
+        match decoded {
             Ok(request) => self.request(request),
             Err(fault) => {
                 let first = self.lock().ready.is_none();
@@ -159,7 +195,7 @@ impl Session {
         }
     }
 
-    fn fail(&self, tag: Option<u32>, e: &Error, close: bool) {
+    pub(super) fn fail(&self, tag: Option<u32>, e: &Error, close: bool) {
         let _ = self.conn.send(Failure::new(tag, e).encode().into());
         if close {
             self.conn.close(None, "");
@@ -186,6 +222,9 @@ impl Session {
         };
         let first = {
             let mut s = self.lock();
+            if s.closed {
+                return;
+            }
             let first = s.ready.is_none();
             // Files that are open stay open: a later hello only changes the subscription.
             s.ready = Some(match s.ready.take() {
@@ -200,6 +239,7 @@ impl Session {
             first
         };
         if first {
+            self.conn.set_limits(self.limits);
             self.watch(&ready.exports);
         }
         let _ = self.conn.send(Reply::Hello(reply).encode(Op::Hello, tag, false).into());
@@ -217,7 +257,12 @@ impl Session {
             }));
             // A tree that announces nothing cannot be watched; its clients go by their time-outs.
             if let Ok(watch) = watch {
-                self.lock().watches.push(watch);
+                let mut s = self.lock();
+                if s.closed {
+                    drop(s);
+                    return;
+                }
+                s.watches.push(watch);
             }
         }
     }
@@ -253,32 +298,23 @@ impl Session {
         if let Call::Close { h } = call {
             self.give_up(|r| r.h == Some(h));
         }
-        let cancel = Cancel::new();
-        let (h, key) = {
+        let (h, cancel) = (call.handle(), Cancel::new());
+        let key = {
             let mut s = self.lock();
+            if s.closed {
+                return;
+            }
             s.last_running += 1;
-            let (h, key) = (call.handle(), s.last_running);
+            let key = s.last_running;
             s.running.insert(key, Running { h, cancel: cancel.clone() });
-            (h, key)
+            key
         };
-        let cx = Cx::new(ready.who.clone(), Deadline::after_ms(CALL_TIMEOUT_MS));
-        let job = Job {
-            call,
-            cx: Cx { cancel, ..cx },
-            bin: ready.bin(),
-            ready,
-            answer: Answer {
-                session: self.clone(),
-                tag,
-                key,
-                in_flight: Some(self.conn.begin()),
-                sent: false,
-            },
-            parked: None,
-            lock_until: None,
-            lock_retry_ms: LOCK_RETRY_MS.0,
-        };
-        job.submit(h);
+        Job::new(self, tag, key, call, ready, cancel).submit(h);
+    }
+
+    /// A request has been answered.
+    pub(super) fn ended(&self, key: u64) {
+        self.lock().running.remove(&key);
     }
 
     fn give_up(&self, which: impl Fn(&Running) -> bool) {
@@ -375,111 +411,35 @@ fn decode(message: Message) -> Result<Request, Fault> {
     }
 }
 
-/// Answers one request, whatever becomes of it: dropped (a panic), it answers EIO.
-struct Answer {
+/// A message that waits for its turn among hellos.
+struct Turn {
     session: Arc<Session>,
-    tag: Option<u32>,
-    key: u64,
-    in_flight: Option<InFlight>,
-    sent: bool,
+    message: Option<Result<Request, Fault>>,
+    _in_flight: InFlight,
 }
 
-impl Answer {
-    fn send(mut self, op: Op, bin: bool, outcome: Result<Reply>) {
-        self.sent = true;
-        let frame = match outcome {
-            Ok(reply) => reply.encode(op, self.tag, bin),
-            Err(e) => Failure::new(self.tag, &e).encode(),
+impl Turn {
+    fn run(mut self) {
+        if let Some(message) = self.message.take() {
+            self.session.take(message);
+        }
+    }
+
+    fn refuse(mut self, e: &Error) {
+        let tag = match self.message.take() {
+            Some(Ok(request)) => request.tag,
+            Some(Err(fault)) => fault.tag,
+            None => None,
         };
-        let _ = self.session.conn.send(frame.into());
+        self.session.fail(tag, e, false);
     }
 }
 
-impl Drop for Answer {
+impl Drop for Turn {
     fn drop(&mut self) {
-        self.session.lock().running.remove(&self.key);
-        if !self.sent {
-            let e = Error::new(Code::Eio, "internal error");
-            self.session.fail(self.tag, &e, false);
+        self.session.lock().in_order -= 1;
+        if std::thread::panicking() {
+            self.session.fail(None, &Error::new(Code::Eio, "internal error"), true);
         }
-    }
-}
-
-/// One request under way.
-struct Job {
-    call: Call,
-    cx: Cx,
-    ready: Arc<Ready>,
-    bin: bool,
-    answer: Answer,
-    parked: Option<Counted>,
-    /// Until when a lock is waited for, once it was found taken.
-    lock_until: Option<Deadline>,
-    lock_retry_ms: u64,
-}
-
-impl Job {
-    /// `lane`: the open file whose requests keep their order.
-    fn submit(self, lane: Option<u64>) {
-        let session = self.answer.session.clone();
-        if let Err((e, job)) = session.lanes.hand(lane, self, Job::run) {
-            job.finish(Err(e));
-        }
-    }
-
-    fn run(self) {
-        if let Err(e) = self.cx.check() {
-            return self.finish(Err(e));
-        }
-        let session = self.answer.session.clone();
-        CURRENT.set(session.conn.id());
-        let attempt = calls::run(&session, &self.ready, &self.cx, &self.call);
-        CURRENT.set(0);
-        match attempt {
-            Ok(Attempt::Done(reply)) => self.finish(Ok(reply)),
-            Ok(Attempt::Wait(wait)) => self.park(wait),
-            Ok(Attempt::Locked) => self.lock_later(),
-            Err(e) => self.finish(Err(e)),
-        }
-    }
-
-    fn finish(self, outcome: Result<Reply>) {
-        self.answer.send(self.call.op(), self.bin, outcome);
-    }
-
-    /// A file that makes its readers wait keeps its own time; only giving up ends it early.
-    fn park(mut self, wait: Wait) {
-        if let Err(e) = self.step_aside() {
-            return self.finish(Err(e));
-        }
-        self.cx.deadline = Deadline::never();
-        let timer = self.answer.session.server.timer.clone();
-        let cancel = self.cx.cancel.clone();
-        wait.park(&timer, Deadline::never(), &cancel, move || self.submit(None));
-    }
-
-    /// Gives its place among the requests in flight to others.
-    fn step_aside(&mut self) -> Result<()> {
-        if self.parked.is_none() {
-            self.parked = Some(self.answer.session.parked.enter()?);
-            self.answer.in_flight = None;
-        }
-        Ok(())
-    }
-
-    fn lock_later(mut self) {
-        if let Err(e) = self.step_aside() {
-            return self.finish(Err(e));
-        }
-        let until = *self.lock_until.get_or_insert_with(|| Deadline::after_ms(LOCK_WAIT_MS));
-        if until.passed() || self.cx.cancel.is_cancelled() {
-            return self.finish(Err(Error::new(Code::Again, "would block")));
-        }
-        self.cx.deadline = until.min(Deadline::after_ms(CALL_TIMEOUT_MS));
-        let wait_ms = self.lock_retry_ms;
-        self.lock_retry_ms = (wait_ms * 2).min(LOCK_RETRY_MS.1);
-        let timer = self.answer.session.server.timer.clone();
-        let when = Instant::now() + std::time::Duration::from_millis(wait_ms);
-        timer.at(when, Box::new(move || self.submit(None)));
     }
 }

@@ -2,7 +2,10 @@
 //! Real parts, no sleeps, only loopback.
 
 mod conformance;
+mod gateway;
+mod mount;
 mod net;
+mod program;
 mod provider;
 mod provider_fake;
 mod runtime;
