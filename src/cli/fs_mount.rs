@@ -273,7 +273,9 @@ fn mount(
         while signals.wait() != Signal::Stop {}
     }
     mounted.unmount(Deadline::after_ms(GRACE_MS));
-    sync?.map(workspace::Following::stop);
+    if let Some(following) = sync? {
+        following.stop();
+    }
     ::log::info!("unmounted {}", at.display());
     Ok::<(), Error>(())
 }

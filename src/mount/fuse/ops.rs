@@ -176,7 +176,6 @@ impl Adapter {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the trait's signatures")]
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let wanted = [
