@@ -3,7 +3,8 @@
 use super::{Mount, Node, failed, ok, run, until};
 use crate::conformance::Scratch;
 use nix::sys::signal::Signal;
-use spiderweb::base::Notify;
+use spiderweb::base::{Cancel, Deadline, Notify};
+use spiderweb::mount::{fuse, point};
 use spiderweb::vfs::synthetic::{Reply, dir, message, stream, text};
 use spiderweb::vfs::{Read, Synthetic, Tree};
 use std::path::Path;
@@ -304,4 +305,61 @@ fn a_file_that_was_removed_can_be_used_while_it_is_open() {
     let script = "exec 3<> f; rm f; echo hello >&3; test ! -e f; \
                   test $(stat -L -c %s /proc/self/fd/3) = 6; cat /proc/self/fd/3 || true";
     ok(mount.shell(script, scratch.path()));
+}
+
+#[test]
+fn a_mount_in_use_ends_when_it_is_told_to() {
+    let scratch = Scratch::new();
+    let (tree, mailbox) = functions();
+    let node = Node::serve(tree, false, "127.0.0.1:0".parse().unwrap());
+    let endpoint = format!("a={}@/", node.url());
+    let Some(mut mount) = Mount::start(&["--endpoint", &endpoint]) else { return };
+    let mut waiting = Command::new("timeout");
+    waiting.args(["-k", "5", "60", "cat", "next"]).current_dir(&mount.at).stderr(Stdio::null());
+    let mut waiting = waiting.spawn().unwrap();
+    let mut sitting = Command::new("cat");
+    sitting.current_dir(&mount.at).stdin(Stdio::piped());
+    let mut sitting = sitting.spawn().unwrap();
+    until("the reader to wait", || mailbox.readers.load(Ordering::SeqCst) > 0);
+    mount.signal(Signal::SIGTERM);
+    assert!(mount.child.wait().unwrap().success());
+    assert!(!mount.is_mounted());
+    assert!(!waiting.wait().unwrap().success());
+    drop(sitting.stdin.take());
+    sitting.wait().unwrap();
+    drop(scratch);
+}
+
+#[test]
+fn a_panic_in_a_tree_is_an_error_of_that_call() {
+    let scratch = Scratch::new();
+    if !Path::new("/dev/fuse").exists() {
+        println!("skipped: this host has no /dev/fuse");
+        return;
+    }
+    let boom = text::<&str>(|_| panic!("a fault in a tree"));
+    let fine = text(|_| Ok("fine"));
+    let tree = Arc::new(Synthetic::new(dir([("boom", boom), ("fine", fine)])).unwrap());
+    let options = fuse::Options {
+        source: "test".into(),
+        allow_other: false,
+        read_only: false,
+        timeout_ms: 15_000,
+    };
+    let ended = Notify::default();
+    let (seen, tell) = (ended.seen(), ended.clone());
+    let at = point::prepare(scratch.path()).unwrap();
+    let mounted = fuse::mount(tree, &at, &options, move || tell.notify()).unwrap();
+    mounted.check().unwrap();
+    let cat = |name: &str| {
+        let mut cat = Command::new("timeout");
+        cat.args(["-k", "5", "60", "cat"]).arg(at.join(name)).output().unwrap()
+    };
+    for _ in 0..20 {
+        let (_, errors) = failed(cat("boom"));
+        assert!(errors.contains("nput/output error"), "{errors}");
+    }
+    assert_eq!(ok(cat("fine")), "fine");
+    mounted.unmount(Deadline::after_ms(10_000));
+    ended.wait(seen, Deadline::never()).block(Deadline::after_ms(10_000), &Cancel::new()).unwrap();
 }
