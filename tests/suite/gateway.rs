@@ -382,7 +382,7 @@ fn attached_clients_hear_what_their_agent_does_and_others_do_not() {
     admin.write("/agents/self/chat/control/input", "hello");
     let (mut text, mut seq) = (String::new(), 0);
     loop {
-        let frame = admin.json();
+        let frame = admin.pushed();
         assert_eq!(
             (&frame["channel"], &frame["session_key"]),
             (&json!("control"), &json!("w")),
