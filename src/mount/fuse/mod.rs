@@ -5,6 +5,7 @@
 //! others and a quick one costs no change of threads. What waits for long (a stream with nothing to
 //! read, a lock) leaves its thread at once.
 
+mod adapter;
 mod convert;
 mod dirs;
 mod invalidate;
@@ -83,7 +84,7 @@ pub fn mount(
     let running = Arc::new(AtomicUsize::new(0));
     let sink = changes.clone();
     let watch = tree.watch(Arc::new(move |event| sink.add(event))).ok();
-    let adapter = ops::Adapter {
+    let adapter = adapter::Adapter {
         tree,
         who: Arc::new(Who { principal: "mount".into(), ..Who::default() }),
         timeout_ms: options.timeout_ms,
@@ -146,7 +147,7 @@ impl Mounted {
         // Large reads ahead are worth more over a network than the kernel thinks; only root may say so.
         let (major, minor) = (nix::sys::stat::major(root.dev()), nix::sys::stat::minor(root.dev()));
         let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-        let _ = std::fs::write(setting, (ops::TRANSFER_MAX / 1024).to_string());
+        let _ = std::fs::write(setting, (adapter::TRANSFER_MAX / 1024).to_string());
         Ok(())
     }
 

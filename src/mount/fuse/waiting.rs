@@ -2,9 +2,8 @@
 //! session thread; they are tried again when something happened, and end when the process that made
 //! them has a signal to handle (fuser does not pass the kernel's interrupts on).
 
-use crate::base::{Cancel, Code, Deadline, Error, Pool, Result, Timer, Wait};
+use crate::base::{Cancel, Code, Counted, Deadline, Error, Gauge, Pool, Result, Timer, Wait};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Requests that wait at once; more of them fail with EAGAIN.
 const WAITING_MAX: usize = 256;
@@ -17,7 +16,7 @@ pub struct Waiting {
     pool: Arc<Pool>,
     timer: Timer,
     closing: Cancel,
-    count: AtomicUsize,
+    places: Gauge,
 }
 
 /// Tries the request again, or, with an error, answers it with that. Returns what to wait for next,
@@ -30,33 +29,31 @@ impl Waiting {
             pool: Pool::start("fuse-waiting", THREADS, WAITING_MAX),
             timer,
             closing: Cancel::new(),
-            count: AtomicUsize::new(0),
+            places: Gauge::new(WAITING_MAX, "reads and locks waiting on this mount"),
         })
     }
 
     /// Takes over a request of thread `tid`.
     pub fn park(self: &Arc<Waiting>, tid: u32, wait: Wait, mut retry: Retry) {
-        if self.count.fetch_add(1, Ordering::AcqRel) >= WAITING_MAX {
-            retry(Err(Error::new(Code::Again, "too many reads and locks wait on this mount")));
-            self.count.fetch_sub(1, Ordering::AcqRel);
-            return;
+        match self.places.enter() {
+            Ok(place) => self.wait(tid, wait, retry, place),
+            Err(e) => drop(retry(Err(e))),
         }
-        self.wait(tid, wait, retry);
     }
 
-    fn wait(self: &Arc<Waiting>, tid: u32, wait: Wait, retry: Retry) {
+    fn wait(self: &Arc<Waiting>, tid: u32, wait: Wait, retry: Retry, place: Counted) {
         let this = self.clone();
         let wake = move || {
             // A place in the queue for each that waits: it cannot be full. When it has stopped, the
             // dropped reply answers EIO.
             let again = this.clone();
-            let _ = this.pool.submit(move || again.turn(tid, retry));
+            let _ = this.pool.submit(move || again.turn(tid, retry, place));
         };
         let tick = Deadline::after_ms(SIGNALS_MS);
         wait.park(&self.timer, tick, &self.closing, wake);
     }
 
-    fn turn(self: &Arc<Waiting>, tid: u32, mut retry: Retry) {
+    fn turn(self: &Arc<Waiting>, tid: u32, mut retry: Retry, place: Counted) {
         let go_on = if self.closing.is_cancelled() {
             Err(Error::new(Code::Unavailable, "the filesystem was unmounted"))
         } else if has_signal(tid) {
@@ -64,12 +61,8 @@ impl Waiting {
         } else {
             Ok(())
         };
-        let ends = go_on.is_err();
-        match retry(go_on) {
-            Some(wait) if !ends => self.wait(tid, wait, retry),
-            _ => {
-                self.count.fetch_sub(1, Ordering::AcqRel);
-            }
+        if let Some(wait) = retry(go_on) {
+            self.wait(tid, wait, retry, place);
         }
     }
 
@@ -138,7 +131,7 @@ mod tests {
         assert!(tries.recv_timeout(Duration::from_secs(10)).unwrap());
         assert!(tries.recv_timeout(Duration::from_secs(10)).is_err(), "answered is answered");
         waiting.stop();
-        assert_eq!(waiting.count.load(Ordering::Acquire), 0);
+        drop(waiting.places.enter().unwrap());
         timer.stop();
     }
 

@@ -66,8 +66,10 @@ impl NodeState {
             let text = format!("{}: {what}; {advice}", path.display());
             Error::new(Code::Config, text)
         };
-        let state: NodeState =
-            serde_json::from_slice(&text).map_err(|e| bad(format!("not a node's state: {e}")))?;
+        // By way of an object: serde would take an array for a struct, too.
+        let state: NodeState = serde_json::from_slice(&text)
+            .and_then(|object: serde_json::Map<_, _>| serde_json::from_value(object.into()))
+            .map_err(|e| bad(format!("not a node's state: {e}")))?;
         if state.schema > SCHEMA {
             return Err(bad(format!("written by a newer version (schema {})", state.schema)));
         }

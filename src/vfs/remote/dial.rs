@@ -1,6 +1,6 @@
 //! Connecting to a node by its URL (spec: fs 19.3).
 
-use super::peer::{Connector, Hooks, Link, read};
+use super::peer::{Connector, Hooks, Link, WAITING_MAX, read};
 use crate::base::{Cancel, Code, Deadline, Error, Result, ResultExt};
 use crate::net::{Closed, DialOptions, Inbound, Message, Mux, Net, WsUrl};
 use crate::wire::Envelope;
@@ -9,8 +9,8 @@ use crate::wire::fs::{
 };
 use std::sync::Arc;
 
-/// Requests in flight on one connection.
-pub const INFLIGHT_MAX: usize = 64;
+/// Requests in flight on one connection, those that wait for something to read included.
+const INFLIGHT_MAX: usize = WAITING_MAX + 64;
 
 /// A node at a URL.
 pub struct Dial {

@@ -3,7 +3,7 @@
 
 use super::peer::{Link, read};
 use super::tree::{Remote, Wire, attr, bits, unexpected};
-use crate::base::{Deadline, Error, Name, Notify, Result};
+use crate::base::{Counted, Deadline, Error, Name, Notify, Result};
 use crate::net::{CallError, Message};
 use crate::vfs::{
     Access, Attr, Cx, Event, FileKind, Handle, NodeId, OpenFlags, Opened, Read, SetAttr, Tree,
@@ -35,6 +35,7 @@ struct Pending {
     tag: u32,
     answer: Arc<Mutex<Option<Result<Message, CallError>>>>,
     answered: Notify,
+    _place: Arc<Counted>,
 }
 
 impl OpenFile {
@@ -200,6 +201,7 @@ impl Remote {
     }
 
     fn send_read(&self, link: &Link, h: u64, offset: u64, len: u32) -> Result<Pending> {
+        let place = Arc::new(self.peer.waiting.enter()?);
         let answer = Arc::new(Mutex::new(None));
         let answered = Notify::default();
         let done = {
@@ -212,7 +214,7 @@ impl Remote {
         let call = Call::Read { h, off: offset, len: len.min(link.caps.max_read) };
         let build = |tag| Message::from(Request { tag: Some(tag), call }.encode(link.ext.bin));
         let tag = link.mux.start(build, Deadline::never(), done)?;
-        Ok(Pending { offset, len, epoch: link.epoch, tag, answer, answered })
+        Ok(Pending { offset, len, epoch: link.epoch, tag, answer, answered, _place: place })
     }
 
     pub(super) fn write_file(

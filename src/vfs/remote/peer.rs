@@ -2,7 +2,7 @@
 //! a node cannot be reached, calls fail at once instead of waiting for it, and it is tried again in
 //! growing steps.
 
-use crate::base::{Cancel, Code, Deadline, Error, Notify, Result};
+use crate::base::{Cancel, Code, Deadline, Error, Gauge, Notify, Result};
 use crate::net::{CallError, Message, Mux};
 use crate::wire::fs::{self, Call, Event, Ext, Reply, Request, decode_bin_reply, decode_reply};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Time for one attempt to connect, hello included.
 const CONNECT_MS: u64 = 5_000;
+/// Reads of one node that wait for something to read. Fewer than a connection has places for requests,
+/// so that they leave some to the requests that do not wait.
+pub(super) const WAITING_MAX: usize = 192;
 
 /// How a connection to a node is made.
 pub trait Connector: Send + Sync {
@@ -47,6 +50,7 @@ pub struct Peer {
     state: Mutex<State>,
     changed: Notify,
     listeners: RwLock<Vec<Listener>>,
+    pub(super) waiting: Gauge,
 }
 
 /// Told of events; `None` when the connection was lost or made again.
@@ -78,6 +82,7 @@ impl Peer {
             state: Mutex::default(),
             changed: Notify::default(),
             listeners: RwLock::default(),
+            waiting: Gauge::new(WAITING_MAX, "reads waiting for this node"),
         })
     }
 

@@ -235,8 +235,8 @@ fn waiting_readers_hold_up_nobody_and_can_be_killed() {
         child.args(cat).current_dir(&mount.at).stdout(Stdio::piped()).spawn().unwrap()
     };
     // More than there are threads to serve them.
-    let mut readers: Vec<_> = (0..40).map(|_| cat()).collect();
-    until("all to wait", || mailbox.readers.load(Ordering::SeqCst) >= 40);
+    let mut readers: Vec<_> = (0..100).map(|_| cat()).collect();
+    until("all to wait", || mailbox.readers.load(Ordering::SeqCst) >= 100);
     assert_eq!(ok(mount.shell("cat count", scratch.path())), "0\n");
     // timeout(1) passes the signal on to its child.
     let pid = nix::unistd::Pid::from_raw(readers[0].id() as i32);

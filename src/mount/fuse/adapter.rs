@@ -1,0 +1,213 @@
+//! A tree as the kernel's requests see it: how a call is run and answered, how long the kernel may believe
+//! the answer, and what becomes of a request that has to wait.
+
+use super::convert;
+use super::dirs::OpenDirs;
+use super::waiting::Waiting;
+use crate::base::{Cancel, Code, Deadline, Error, Notify, Result, Wait};
+use crate::vfs::{Attr, Cx, FileKind, Handle, LockRequest, Opened, Read, Tree, Who};
+use fuser::{
+    Errno, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request,
+};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// How long the kernel believes attributes and names. Events of the tree end it sooner; where none
+/// come, this is how old an answer can be.
+pub const TTL: Duration = Duration::from_secs(1);
+/// Largest read or write in one request.
+pub const TRANSFER_MAX: u32 = 1 << 20;
+/// Requests the kernel sends ahead (read-ahead, write-back, direct I/O in parallel).
+pub const BACKGROUND_MAX: u16 = 64;
+/// How often a lock that another holds is asked for again.
+const LOCK_RETRY_MS: u64 = 50;
+/// Ids are never used for another file while a tree lives.
+pub const GENERATION: Generation = Generation(0);
+
+pub struct Adapter {
+    pub tree: Arc<dyn Tree>,
+    pub who: Arc<Who>,
+    pub timeout_ms: u64,
+    /// Ends what is still running after the mount is gone.
+    pub cancel: Cancel,
+    pub waiting: Arc<Waiting>,
+    pub dirs: OpenDirs,
+    /// Operations going on, without those that wait.
+    pub running: Arc<AtomicUsize>,
+}
+
+/// A reply that can say that it failed.
+pub trait Fail {
+    fn fail(self, e: Errno);
+}
+
+macro_rules! fail {
+    ($($reply:ident)*) => {
+        $(impl Fail for $reply { fn fail(self, e: Errno) { self.error(e) } })*
+    };
+}
+fail!(ReplyAttr ReplyCreate ReplyData ReplyDirectory ReplyDirectoryPlus ReplyEmpty ReplyEntry
+      ReplyOpen ReplyStatfs ReplyWrite ReplyXattr);
+
+/// Runs a call; a panic in a tree is an error of that call.
+pub fn guarded<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
+        log::error!("a file operation panicked; it was answered with EIO");
+        Err(Error::new(Code::Eio, "the operation panicked"))
+    })
+}
+
+pub fn fail<R: Fail>(reply: R, e: &Error) {
+    log::debug!("answered {}: {e}", e.errno());
+    reply.fail(convert::errno(e));
+}
+
+pub fn entry(reply: ReplyEntry, attr: Attr) {
+    reply.entry(&TTL, &convert::attr(&attr), GENERATION);
+}
+
+pub fn attributes(reply: ReplyAttr, attr: Attr) {
+    reply.attr(&TTL, &convert::attr(&attr));
+}
+
+pub fn empty(reply: ReplyEmpty, (): ()) {
+    reply.ok();
+}
+
+/// Files that are not like files on disk are never cached. The others keep no pages from one open to
+/// the next: a file shows on opening what was written before (close-to-open).
+pub fn fopen(opened: &Opened) -> FopenFlags {
+    match opened.kind {
+        FileKind::Plain => FopenFlags::empty(),
+        FileKind::Message | FileKind::Stream => FopenFlags::FOPEN_DIRECT_IO,
+    }
+}
+
+pub fn xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => reply.size(len),
+        Ok(len) if len <= size => reply.data(value),
+        Ok(_) if size > 0 => reply.error(Errno::ERANGE),
+        _ => reply.error(Errno::E2BIG),
+    }
+}
+
+/// Attributes that this mount has no use for, answered without asking the tree: the kernel wants
+/// `security.capability` before every write, and `ls -l` the access lists of every file.
+pub fn refused_xattr(name: &OsStr) -> Option<Errno> {
+    let name = name.as_bytes();
+    if name.starts_with(b"security.") {
+        return Some(Errno::ENODATA);
+    }
+    name.starts_with(b"system.").then_some(Errno::EOPNOTSUPP)
+}
+
+impl Adapter {
+    /// Runs a call and hands its outcome to the reply.
+    pub fn answer<R: Fail, T>(
+        &self,
+        reply: R,
+        call: impl FnOnce() -> Result<T>,
+        done: impl FnOnce(R, T),
+    ) {
+        match self.counted(call) {
+            Ok(value) => done(reply, value),
+            Err(e) => fail(reply, &e),
+        }
+    }
+
+    pub fn counted<T>(&self, call: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.running.fetch_add(1, Ordering::AcqRel);
+        let outcome = guarded(call);
+        self.running.fetch_sub(1, Ordering::AcqRel);
+        outcome
+    }
+
+    pub fn cx(&self) -> Cx {
+        Cx {
+            who: self.who.clone(),
+            deadline: Deadline::after_ms(self.timeout_ms),
+            cancel: self.cancel.clone(),
+            correlation_id: None,
+        }
+    }
+
+    /// Reads for as long as the file makes its reader wait, without a thread of its own.
+    pub fn read_later(&self, req: &Request, at: (Handle, u64, u32), wait: Wait, reply: ReplyData) {
+        let (tree, who, timeout_ms) = (self.tree.clone(), self.who.clone(), self.timeout_ms);
+        let cancel = self.cancel.clone();
+        let mut reply = Some(reply);
+        let retry = move |go_on: Result<()>| {
+            let deadline = Deadline::after_ms(timeout_ms);
+            let cx =
+                Cx { who: who.clone(), deadline, cancel: cancel.clone(), correlation_id: None };
+            match go_on.and_then(|()| guarded(|| tree.read(&cx, at.0, at.1, at.2))) {
+                Ok(Read::Wait(wait)) => return Some(wait),
+                Ok(Read::Data { bytes, .. }) => reply.take()?.data(&bytes),
+                Err(e) => fail(reply.take()?, &e),
+            }
+            None
+        };
+        self.waiting.park(req.pid(), wait, Box::new(retry));
+    }
+
+    /// Asks for a lock until its holder lets go.
+    pub fn lock_later(
+        &self,
+        req: &Request,
+        handle: Handle,
+        request: LockRequest,
+        reply: ReplyEmpty,
+    ) {
+        let (tree, who, timeout_ms) = (self.tree.clone(), self.who.clone(), self.timeout_ms);
+        let mut reply = Some(reply);
+        let pause = Notify::default();
+        let wait = move || pause.wait(pause.seen(), Deadline::after_ms(LOCK_RETRY_MS));
+        let first = wait();
+        let retry = move |go_on: Result<()>| {
+            let cx = Cx::new(who.clone(), Deadline::after_ms(timeout_ms));
+            match go_on.and_then(|()| guarded(|| tree.lock(&cx, handle, request))) {
+                Err(e) if e.code == Code::Again => return Some(wait()),
+                Ok(()) => reply.take()?.ok(),
+                Err(e) => fail(reply.take()?, &e),
+            }
+            None
+        };
+        self.waiting.park(req.pid(), first, Box::new(retry));
+    }
+
+    /// `.` and `..`, where they are still to be shown; the kernel finds out by itself what `..` is.
+    pub fn dots(
+        &self,
+        position: u64,
+        ino: INodeNo,
+    ) -> impl Iterator<Item = (u64, &'static str, INodeNo)> {
+        [(1, ".", ino), (2, "..", ino)].into_iter().filter(move |(at, ..)| *at > position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vfs::NodeId;
+    use convert::node;
+
+    #[test]
+    fn the_root_of_a_tree_is_the_root_of_a_mount() {
+        assert_eq!(node(INodeNo::ROOT), NodeId::ROOT);
+    }
+
+    #[test]
+    fn attributes_for_the_host_alone_are_not_asked_for() {
+        let refused = |name: &str| refused_xattr(OsStr::new(name)).map(Errno::code);
+        assert_eq!(refused("security.capability"), Some(libc::ENODATA));
+        assert_eq!(refused("system.posix_acl_access"), Some(libc::EOPNOTSUPP));
+        assert_eq!(refused("user.mime"), None);
+    }
+}
