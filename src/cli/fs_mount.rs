@@ -7,7 +7,6 @@ use crate::mount::workspace::{self, Gateway};
 use crate::mount::world::{Source, World};
 use crate::mount::{fuse, point, status, verbs};
 use crate::net::{Net, WsUrl};
-use crate::vfs::{NodeId, Tree};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -260,8 +259,8 @@ fn mount(
         timeout_ms: world.timeout_ms,
     };
     let mounted = fuse::mount(world.tree.clone(), &at, &options, signals.stopper())?;
-    match world.tree.getattr(&world.cx(), NodeId::ROOT) {
-        Ok(_) => ::log::info!("mounted on {}", at.display()),
+    match mounted.check() {
+        Ok(()) => ::log::info!("mounted on {}", at.display()),
         Err(e) => ::log::warn!("mounted on {}, but its root does not answer: {e}", at.display()),
     }
     let sync = sync
@@ -274,7 +273,9 @@ fn mount(
         while signals.wait() != Signal::Stop {}
     }
     mounted.unmount(Deadline::after_ms(GRACE_MS));
-    sync?.map(workspace::Following::stop);
+    if let Some(following) = sync? {
+        following.stop();
+    }
     ::log::info!("unmounted {}", at.display());
     Ok::<(), Error>(())
 }

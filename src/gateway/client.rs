@@ -134,9 +134,9 @@ impl Shared {
     fn bound(&self, envelope: &Envelope<'_>) -> bool {
         let control = self.control();
         let key = envelope.session_key.as_deref().unwrap_or(control.active_key());
-        let binding = control.binding(Some(key)).ok();
+        let Ok(binding) = control.binding(Some(key)) else { return false };
         envelope.name == "t_version"
-            || self.acheron().get(key).is_some_and(|b| Some(&b.binding) == binding)
+            || self.acheron().get(key).is_some_and(|b| b.binding == *binding)
     }
 
     /// Puts a request behind those that came before it.

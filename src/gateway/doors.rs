@@ -18,12 +18,13 @@ use std::time::{Duration, Instant};
 
 pub struct Doors {
     gateway: Arc<Gateway>,
-    failures: Failures,
+    failures: Attempts,
+    joins: Attempts,
 }
 
 impl Doors {
     pub fn new(gateway: Arc<Gateway>) -> Doors {
-        Doors { gateway, failures: Failures::default() }
+        Doors { gateway, failures: Attempts::new(FAILURES_MAX), joins: Attempts::new(JOINS_MAX) }
     }
 
     /// The role that a bearer token gives.
@@ -37,47 +38,48 @@ impl Doors {
             return http(429, "too many failed attempts from this address; wait a little");
         }
         let gateway = &self.gateway;
-        let mut limits = Limits::default();
-        let mut files = |door: Arc<dyn node::Door>| {
-            limits = node::limits_before_hello();
-            Box::new(FsHandler::new(gateway.files.clone(), door))
+        let files = |door: Arc<dyn node::Door>| {
+            let handler = FsHandler::new(gateway.files.clone(), door);
+            accept(handler, node::limits_before_hello())
         };
-        let handler: Box<dyn Handler> = match &*head.path {
-            "/" => match self.principal(head) {
-                Some(principal) => {
-                    Box::new(Client::new(gateway.clone(), principal, Door::Main, None))
-                }
-                None => return self.refused(peer),
-            },
+        match &*head.path {
+            "/" => self.client(head, peer, None),
             "/v2/join" => {
-                self.failures.count(peer);
+                if self.joins.count(peer).too_many() {
+                    return http(429, "too many nodes join from this address; wait a little");
+                }
                 let nobody = Principal { role: Role::Nobody, name: "node".into() };
-                Box::new(Client::new(gateway.clone(), nobody, Door::Join, None))
+                let client = Client::new(gateway.clone(), nobody, Door::Join, None);
+                accept(client, Limits { max_message: CATALOGUE_MAX, ..Limits::unauthenticated() })
             }
             "/v2/fs" => {
                 let principal = self.principal(head);
                 files(Arc::new(LocalDoor::new(gateway.clone(), principal)))
             }
-            "/v2/node" | "/v2/node/" => Box::new(TunnelHandler::new(gateway.clone())),
+            "/v2/node" | "/v2/node/" => {
+                accept(TunnelHandler::new(gateway.clone()), Limits::unauthenticated())
+            }
             path => match (node_path(path), stream_path(path)) {
                 (Some(node_id), _) => files(Arc::new(RoutedDoor::new(gateway.clone(), node_id))),
-                (None, Some(agent_id)) => match self.principal(head) {
-                    Some(principal) => Box::new(Client::new(
-                        gateway.clone(),
-                        principal,
-                        Door::Main,
-                        Some(agent_id),
-                    )),
-                    None => return self.refused(peer),
-                },
-                _ => return refuse(Code::InvalidEnvelope, "invalid websocket path"),
+                (None, Some(agent_id)) => self.client(head, peer, Some(agent_id)),
+                _ => refuse(Code::InvalidEnvelope, "invalid websocket path"),
             },
-        };
-        Answer::Upgrade(Accept { handler, limits })
+        }
+    }
+
+    /// A connection of somebody with a token.
+    fn client(&self, head: &Head, peer: IpAddr, agent_id: Option<String>) -> Answer {
+        match self.principal(head) {
+            Some(principal) => {
+                let client = Client::new(self.gateway.clone(), principal, Door::Main, agent_id);
+                accept(client, Limits::default())
+            }
+            None => self.refused(peer),
+        }
     }
 
     fn refused(&self, peer: IpAddr) -> Answer {
-        self.failures.count(peer);
+        let _ = self.failures.count(peer);
         refuse(Code::ProviderAuthFailed, "forbidden")
     }
 }
@@ -114,6 +116,10 @@ fn is_endpoint(path: &str) -> bool {
         || stream_path(path).is_some()
 }
 
+fn accept(handler: impl Handler + 'static, limits: Limits) -> Answer {
+    Answer::Upgrade(Accept { handler: Box::new(handler), limits })
+}
+
 /// The node of `/v2/fs/node/<node_id>`.
 fn node_path(path: &str) -> Option<String> {
     let id = path.strip_prefix("/v2/fs/node/")?;
@@ -136,41 +142,59 @@ fn refuse(code: Code, message: &'static str) -> Answer {
         }
         fn message(&mut self, _: &Conn, _: Message) {}
     }
-    Answer::Upgrade(Accept {
-        handler: Box::new(Refusal(code, message)),
-        limits: Limits::unauthenticated(),
-    })
+    accept(Refusal(code, message), Limits::unauthenticated())
 }
 
-/// Failed attempts by address, so that tokens cannot be guessed at speed.
-#[derive(Default)]
-struct Failures(Mutex<HashMap<IpAddr, (u32, Instant)>>);
+/// Attempts by address, so that tokens cannot be guessed, nor the plane filled, at speed.
+struct Attempts {
+    max: u32,
+    seen: Mutex<HashMap<IpAddr, (u32, Instant)>>,
+}
 
 /// Attempts that an address may fail within a window.
 const FAILURES_MAX: u32 = 60;
-const FAILURE_WINDOW: Duration = Duration::from_secs(10);
+/// Connections to `/v2/join` from one address within a window; many nodes may stand behind one.
+const JOINS_MAX: u32 = 600;
+const WINDOW: Duration = Duration::from_secs(10);
 /// Addresses remembered.
 const ADDRESSES_MAX: usize = 4096;
+/// Largest message through `/v2/join`: a catalogue of services.
+const CATALOGUE_MAX: usize = 512 * 1024;
 
-impl Failures {
-    fn count(&self, peer: IpAddr) {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+/// What a count came to.
+#[must_use]
+struct Counted(bool);
+
+impl Counted {
+    fn too_many(self) -> bool {
+        self.0
+    }
+}
+
+impl Attempts {
+    fn new(max: u32) -> Attempts {
+        Attempts { max, seen: Mutex::default() }
+    }
+
+    fn count(&self, peer: IpAddr) -> Counted {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.len() >= ADDRESSES_MAX {
-            seen.retain(|_, (_, since)| since.elapsed() < FAILURE_WINDOW);
+            seen.retain(|_, (_, since)| since.elapsed() < WINDOW);
         }
-        if seen.len() < ADDRESSES_MAX || seen.contains_key(&peer) {
-            let entry = seen.entry(peer).or_insert((0, Instant::now()));
-            if entry.1.elapsed() >= FAILURE_WINDOW {
-                *entry = (0, Instant::now());
-            }
-            entry.0 += 1;
+        if seen.len() >= ADDRESSES_MAX && !seen.contains_key(&peer) {
+            return Counted(true);
         }
+        let entry = seen.entry(peer).or_insert((0, Instant::now()));
+        if entry.1.elapsed() >= WINDOW {
+            *entry = (0, Instant::now());
+        }
+        entry.0 += 1;
+        Counted(entry.0 > self.max)
     }
 
     fn too_many(&self, peer: IpAddr) -> bool {
-        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.get(&peer)
-            .is_some_and(|(n, since)| *n > FAILURES_MAX && since.elapsed() < FAILURE_WINDOW)
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.get(&peer).is_some_and(|(n, since)| *n > self.max && since.elapsed() < WINDOW)
     }
 }
 
@@ -188,9 +212,9 @@ mod tests {
 
     #[test]
     fn an_address_that_keeps_failing_is_kept_out_for_a_while() {
-        let failures = Failures::default();
+        let attempts = Attempts::new(3);
         let (a, b) = ([127, 0, 0, 1].into(), [127, 0, 0, 2].into());
-        (0..=FAILURES_MAX).for_each(|_| failures.count(a));
-        assert!(failures.too_many(a) && !failures.too_many(b));
+        assert!((0..3).all(|_| !attempts.count(a).too_many()) && attempts.count(a).too_many());
+        assert!(attempts.too_many(a) && !attempts.too_many(b));
     }
 }

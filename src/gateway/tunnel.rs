@@ -3,7 +3,7 @@
 
 use super::Gateway;
 use crate::base::{Code, Error, Result, id};
-use crate::net::{Closed, Conn, Handler, Message, Mux};
+use crate::net::{Closed, Conn, Handler, Limits, Message, Mux};
 use crate::vfs::remote::Hooks;
 use crate::wire::Envelope;
 use crate::wire::fs::{
@@ -120,6 +120,8 @@ impl TunnelHandler {
     }
 
     fn enter(&mut self, conn: &Conn, node_id: String) {
+        // It has proved who it is: file data may come.
+        conn.set_limits(Limits::default());
         let mux = Mux::new(INFLIGHT_MAX, self.gateway.timer.clone());
         mux.attach(conn);
         let tunnel = Arc::new(Tunnel { mux, conn: conn.clone(), hooks: Mutex::default() });

@@ -3,6 +3,7 @@
 use crate::base::{Code, Error, Result, ResultExt};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::statvfs::statvfs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -47,10 +48,10 @@ fn device() -> Result<()> {
     Err(Error::new(Code::Config, text))
 }
 
-/// True for the mount point of a FUSE process that is gone.
+/// True for the mount point of a FUSE process that is gone. Attributes may still be cached, what
+/// statfs(2) tells never is.
 fn is_dead(point: &Path) -> bool {
-    let errno = std::fs::metadata(point).err().and_then(|e| e.raw_os_error());
-    matches!(errno, Some(libc::ENOTCONN | libc::ECONNABORTED))
+    matches!(statvfs(point), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
 }
 
 fn is_spiderweb(point: &Path) -> bool {

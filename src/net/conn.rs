@@ -66,7 +66,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             max_message: MESSAGE_MAX,
-            max_inflight: 256,
+            max_inflight: 64,
             outbox_high: 4 << 20,
             push_max: 1 << 20,
             idle: Duration::from_secs(90),

@@ -1,6 +1,7 @@
 //! Running the built programs, and talking to them as a plain WebSocket client does.
 
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -184,6 +185,8 @@ impl Gateway {
 pub struct Client {
     socket: WebSocket<TcpStream>,
     next: u32,
+    /// Frames that came while a reply was awaited.
+    pushed: VecDeque<Value>,
 }
 
 /// What came in.
@@ -205,7 +208,7 @@ impl Client {
         tcp.set_nodelay(true).unwrap();
         tcp.set_read_timeout(Some(PATIENCE)).unwrap();
         let (socket, _) = tungstenite::client(request, tcp).unwrap();
-        Client { socket, next: 0 }
+        Client { socket, next: 0, pushed: VecDeque::new() }
     }
 
     pub fn send(&mut self, text: impl ToString) {
@@ -233,6 +236,11 @@ impl Client {
         }
     }
 
+    /// The next frame that nobody asked for.
+    pub fn pushed(&mut self) -> Value {
+        self.pushed.pop_front().unwrap_or_else(|| self.json())
+    }
+
     /// Sends and takes the next frame.
     pub fn ask(&mut self, request: Value) -> Value {
         self.send(request);
@@ -255,6 +263,7 @@ impl Client {
             if reply["id"] == id.as_str() {
                 return reply;
             }
+            self.pushed.push_back(reply);
         }
     }
 
@@ -278,6 +287,7 @@ impl Client {
             if reply["tag"] == tag {
                 return reply;
             }
+            self.pushed.push_back(reply);
         }
     }
 

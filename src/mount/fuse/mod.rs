@@ -16,11 +16,16 @@ use crate::vfs::{Tree, Watch, Who};
 use invalidate::Changes;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use waiting::Waiting;
 
 /// Calls that may be slow at the same time.
 const THREADS: usize = 16;
+/// An unmounted filesystem that goes on for this long is in use by somebody.
+const IDLE_MS: u64 = 500;
+/// How often its end is looked for.
+const STEP_MS: u64 = 10;
 
 pub struct Options {
     /// What `mount` and `df` show as the source.
@@ -38,6 +43,7 @@ pub struct Mounted {
     waiting: Arc<Waiting>,
     cancel: Cancel,
     timer: Timer,
+    running: Arc<AtomicUsize>,
     changes: Changes,
     notifier: JoinHandle<()>,
     ended: Notify,
@@ -74,6 +80,7 @@ pub fn mount(
     }
     let (timer, cancel, changes) = (Timer::start(), Cancel::new(), Changes::default());
     let waiting = Waiting::start(timer.clone());
+    let running = Arc::new(AtomicUsize::new(0));
     let sink = changes.clone();
     let watch = tree.watch(Arc::new(move |event| sink.add(event))).ok();
     let adapter = ops::Adapter {
@@ -83,6 +90,7 @@ pub fn mount(
         cancel: cancel.clone(),
         waiting: waiting.clone(),
         dirs: dirs::OpenDirs::default(),
+        running: running.clone(),
     };
     let session = fuser::Session::new(adapter, point, &config)
         .and_then(fuser::Session::spawn)
@@ -103,6 +111,7 @@ pub fn mount(
         waiting,
         cancel,
         timer,
+        running,
         changes,
         notifier,
         ended: gone,
@@ -121,7 +130,8 @@ fn explain(point: &Path, e: &std::io::Error) -> Error {
         let what = "--allow-other needs the line user_allow_other in /etc/fuse.conf";
         (Code::Config, what.to_owned())
     } else if e.kind() == std::io::ErrorKind::PermissionDenied {
-        (Code::Eperm, format!("not allowed: {text}"))
+        let what = format!("{text}; may this user read and write /dev/fuse?");
+        (Code::Eperm, what)
     } else {
         (Code::Eio, text)
     };
@@ -129,16 +139,34 @@ fn explain(point: &Path, e: &std::io::Error) -> Error {
 }
 
 impl Mounted {
+    /// Asks for the root as any process would. Errors: the tree's.
+    pub fn check(&self) -> Result<()> {
+        use std::os::unix::fs::MetadataExt;
+        let root = std::fs::metadata(&self.point).context(self.point.display())?;
+        // Large reads ahead are worth more over a network than the kernel thinks; only root may say so.
+        let (major, minor) = (nix::sys::stat::major(root.dev()), nix::sys::stat::minor(root.dev()));
+        let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+        let _ = std::fs::write(setting, (ops::TRANSFER_MAX / 1024).to_string());
+        Ok(())
+    }
+
     /// Takes the mount point away, lets running operations end until `grace`, and joins the threads.
-    /// Files that are still open lose their filesystem.
+    /// Files that others still have open lose their filesystem.
     pub fn unmount(mut self, grace: Deadline) {
-        let seen = self.ended.seen();
         if !self.session.is_finished() {
             super::point::detach(&self.point);
         }
         self.waiting.stop();
-        if !self.session.is_finished() {
-            let _ = self.ended.wait(seen, grace).block(grace, &Cancel::new());
+        // Unused, it ends by itself now; otherwise as soon as nothing is going on in it.
+        let unused = Deadline::after_ms(IDLE_MS);
+        while !self.session.is_finished() && !grace.passed() {
+            if unused.passed() && self.running.load(Ordering::Acquire) == 0 {
+                log::warn!("{} is still in use by others", self.point.display());
+                break;
+            }
+            let seen = self.ended.seen();
+            let step = self.ended.wait(seen, Deadline::after_ms(STEP_MS));
+            let _ = step.block(grace, &Cancel::new());
         }
         self.cancel.cancel();
         drop(self.watch.take());

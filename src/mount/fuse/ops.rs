@@ -21,13 +21,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// How long the kernel believes attributes and names. Events of the tree end it sooner; where none
 /// come, this is how old an answer can be.
 const TTL: Duration = Duration::from_secs(1);
 /// Largest read or write in one request.
-const TRANSFER_MAX: u32 = 1 << 20;
+pub const TRANSFER_MAX: u32 = 1 << 20;
 /// Requests the kernel sends ahead (read-ahead, write-back, direct I/O in parallel).
 const BACKGROUND_MAX: u16 = 64;
 /// How often a lock that another holds is asked for again.
@@ -43,6 +44,8 @@ pub struct Adapter {
     pub cancel: Cancel,
     pub waiting: Arc<Waiting>,
     pub dirs: OpenDirs,
+    /// Operations going on, without those that wait.
+    pub running: Arc<AtomicUsize>,
 }
 
 /// A reply that can say that it failed.
@@ -58,14 +61,7 @@ macro_rules! fail {
 fail!(ReplyAttr ReplyCreate ReplyData ReplyDirectory ReplyDirectoryPlus ReplyEmpty ReplyEntry
       ReplyOpen ReplyStatfs ReplyWrite ReplyXattr);
 
-/// Runs a call and hands its outcome to the reply; a panic in a tree is an error of that call.
-fn answer<R: Fail, T>(reply: R, call: impl FnOnce() -> Result<T>, done: impl FnOnce(R, T)) {
-    match guarded(call) {
-        Ok(value) => done(reply, value),
-        Err(e) => fail(reply, &e),
-    }
-}
-
+/// Runs a call; a panic in a tree is an error of that call.
 fn guarded<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
         log::error!("a file operation panicked; it was answered with EIO");
@@ -119,6 +115,26 @@ fn refused_xattr(name: &OsStr) -> Option<Errno> {
 }
 
 impl Adapter {
+    /// Runs a call and hands its outcome to the reply.
+    fn answer<R: Fail, T>(
+        &self,
+        reply: R,
+        call: impl FnOnce() -> Result<T>,
+        done: impl FnOnce(R, T),
+    ) {
+        match self.counted(call) {
+            Ok(value) => done(reply, value),
+            Err(e) => fail(reply, &e),
+        }
+    }
+
+    fn counted<T>(&self, call: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.running.fetch_add(1, Ordering::AcqRel);
+        let outcome = guarded(call);
+        self.running.fetch_sub(1, Ordering::AcqRel);
+        outcome
+    }
+
     fn cx(&self) -> Cx {
         Cx {
             who: self.who.clone(),
@@ -176,7 +192,6 @@ impl Adapter {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the trait's signatures")]
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let wanted = [
@@ -204,7 +219,7 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let call = || self.tree.lookup(&self.cx(), node(parent), Name::new(name)?);
-        answer(reply, call, entry);
+        self.answer(reply, call, entry);
     }
 
     /// Counts are not kept: a tree takes this as a hint, and tells a forgotten node anew when asked.
@@ -216,7 +231,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        answer(reply, || self.tree.getattr(&self.cx(), node(ino)), attributes);
+        self.answer(reply, || self.tree.getattr(&self.cx(), node(ino)), attributes);
     }
 
     fn setattr(
@@ -251,12 +266,12 @@ impl Filesystem for Adapter {
             }
             self.tree.setattr(&self.cx(), node(ino), fh.map(|fh| Handle(fh.0)), &set)
         };
-        answer(reply, call, attributes);
+        self.answer(reply, call, attributes);
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         let call = || self.tree.readlink(&self.cx(), node(ino));
-        answer(reply, call, |reply, target: Bytes| reply.data(&target));
+        self.answer(reply, call, |reply, target: Bytes| reply.data(&target));
     }
 
     fn mknod(
@@ -279,7 +294,7 @@ impl Filesystem for Adapter {
             self.tree.release(&cx, opened.handle)?;
             Ok(attr)
         };
-        answer(reply, call, entry);
+        self.answer(reply, call, entry);
     }
 
     fn mkdir(
@@ -292,17 +307,17 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let call = || self.tree.mkdir(&self.cx(), node(parent), Name::new(name)?, mode & 0o7777);
-        answer(reply, call, entry);
+        self.answer(reply, call, entry);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let call = || self.tree.unlink(&self.cx(), node(parent), Name::new(name)?);
-        answer(reply, call, empty);
+        self.answer(reply, call, empty);
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let call = || self.tree.rmdir(&self.cx(), node(parent), Name::new(name)?);
-        answer(reply, call, empty);
+        self.answer(reply, call, empty);
     }
 
     fn symlink(
@@ -315,7 +330,7 @@ impl Filesystem for Adapter {
     ) {
         let target = target.as_os_str().as_bytes();
         let call = || self.tree.symlink(&self.cx(), node(parent), Name::new(name)?, target);
-        answer(reply, call, entry);
+        self.answer(reply, call, entry);
     }
 
     fn rename(
@@ -334,7 +349,7 @@ impl Filesystem for Adapter {
             let to = (node(new_parent), Name::new(new_name)?);
             self.tree.rename(&self.cx(), from, to, flags)
         };
-        answer(reply, call, empty);
+        self.answer(reply, call, empty);
     }
 
     fn link(
@@ -346,7 +361,7 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let call = || self.tree.link(&self.cx(), node(ino), node(new_parent), Name::new(new_name)?);
-        answer(reply, call, entry);
+        self.answer(reply, call, entry);
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -354,7 +369,7 @@ impl Filesystem for Adapter {
             let flags = crate::vfs::OpenFlags { exclusive: false, ..open_flags(flags.0) };
             self.tree.open(&self.cx(), node(ino), flags)
         };
-        answer(reply, call, |reply, opened: Opened| {
+        self.answer(reply, call, |reply, opened: Opened| {
             reply.opened(FileHandle(opened.handle.0), fopen(&opened));
         });
     }
@@ -373,7 +388,7 @@ impl Filesystem for Adapter {
             let (name, flags) = (Name::new(name)?, open_flags(flags));
             self.tree.create(&self.cx(), node(parent), name, mode & 0o7777, flags)
         };
-        answer(reply, call, |reply, (attr, opened): (Attr, Opened)| {
+        self.answer(reply, call, |reply, (attr, opened): (Attr, Opened)| {
             let handle = FileHandle(opened.handle.0);
             reply.created(&TTL, &convert::attr(&attr), GENERATION, handle, fopen(&opened));
         });
@@ -392,7 +407,7 @@ impl Filesystem for Adapter {
     ) {
         let at = (Handle(fh.0), offset, size);
         let call = || self.tree.read(&self.cx(), at.0, at.1, at.2);
-        answer(reply, call, |reply, read| match read {
+        self.answer(reply, call, |reply, read| match read {
             Read::Data { bytes, .. } => reply.data(&bytes),
             Read::Wait(wait) => self.read_later(req, at, wait, reply),
         });
@@ -412,14 +427,14 @@ impl Filesystem for Adapter {
     ) {
         let data = Bytes::copy_from_slice(data);
         let call = || self.tree.write(&self.cx(), Handle(fh.0), offset, data);
-        answer(reply, call, |reply, written| {
+        self.answer(reply, call, |reply, written| {
             reply.written(u32::try_from(written.n).unwrap_or(u32::MAX));
         });
     }
 
     fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         let call = || self.tree.flush(&self.cx(), Handle(fh.0)).map(drop);
-        answer(reply, call, empty);
+        self.answer(reply, call, empty);
     }
 
     fn release(
@@ -432,15 +447,15 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        answer(reply, || self.tree.release(&self.cx(), Handle(fh.0)), empty);
+        self.answer(reply, || self.tree.release(&self.cx(), Handle(fh.0)), empty);
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        answer(reply, || self.tree.fsync(&self.cx(), Handle(fh.0), data_only), empty);
+        self.answer(reply, || self.tree.fsync(&self.cx(), Handle(fh.0), data_only), empty);
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        answer(
+        self.answer(
             reply,
             || self.dirs.open(node(ino)),
             |reply, key| {
@@ -457,7 +472,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let filled = guarded(|| {
+        let filled = self.counted(|| {
             for (at, name, ino) in self.dots(offset, ino) {
                 if reply.add(ino, at, fuser::FileType::Directory, name) {
                     return Ok(());
@@ -487,7 +502,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let filled = guarded(|| {
+        let filled = self.counted(|| {
             let cx = self.cx();
             if offset < DOTS {
                 let own = convert::attr(&self.tree.getattr(&cx, node(ino))?);
@@ -524,7 +539,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        answer(
+        self.answer(
             reply,
             || self.tree.statfs(&self.cx(), node(ino)),
             |reply, s| {
@@ -554,7 +569,7 @@ impl Filesystem for Adapter {
             _ => XattrFlags::Any,
         };
         let call = || self.tree.setxattr(&self.cx(), node(ino), name.as_bytes(), value, flags);
-        answer(reply, call, empty);
+        self.answer(reply, call, empty);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -562,12 +577,12 @@ impl Filesystem for Adapter {
             return reply.error(errno);
         }
         let call = || self.tree.getxattr(&self.cx(), node(ino), name.as_bytes());
-        answer(reply, call, |reply, value: Bytes| xattr(reply, size, &value));
+        self.answer(reply, call, |reply, value: Bytes| xattr(reply, size, &value));
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let call = || self.tree.listxattr(&self.cx(), node(ino));
-        answer(reply, call, |reply, names: Vec<Vec<u8>>| {
+        self.answer(reply, call, |reply, names: Vec<Vec<u8>>| {
             let list: Vec<u8> = names.into_iter().flat_map(|n| [n, vec![0]].concat()).collect();
             xattr(reply, size, &list);
         });
@@ -578,7 +593,7 @@ impl Filesystem for Adapter {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let call = || self.tree.removexattr(&self.cx(), node(ino), name.as_bytes());
-        answer(reply, call, empty);
+        self.answer(reply, call, empty);
     }
 
     /// flock: byte-range locks are not sent here (see `init`).
@@ -601,7 +616,7 @@ impl Filesystem for Adapter {
             _ => LockKind::Unlock,
         };
         let (handle, request) = (Handle(fh.0), LockRequest { kind, owner: owner.0 });
-        match guarded(|| self.tree.lock(&self.cx(), handle, request)) {
+        match self.counted(|| self.tree.lock(&self.cx(), handle, request)) {
             Ok(()) => reply.ok(),
             Err(e) if sleep && e.code == Code::Again => {
                 self.lock_later(req, handle, request, reply);

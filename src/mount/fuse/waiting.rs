@@ -57,7 +57,9 @@ impl Waiting {
     }
 
     fn turn(self: &Arc<Waiting>, tid: u32, mut retry: Retry) {
-        let go_on = if self.closing.is_cancelled() || has_signal(tid) {
+        let go_on = if self.closing.is_cancelled() {
+            Err(Error::new(Code::Unavailable, "the filesystem was unmounted"))
+        } else if has_signal(tid) {
             Err(Error::new(Code::Cancelled, "interrupted"))
         } else {
             Ok(())
@@ -71,7 +73,7 @@ impl Waiting {
         }
     }
 
-    /// Answers all that wait with EINTR, and joins the threads.
+    /// Answers all that wait with EIO, and joins the threads.
     pub fn stop(&self) {
         self.closing.cancel();
         self.pool.stop();
@@ -141,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_mount_interrupts_what_waits() {
+    fn the_end_of_the_mount_ends_what_waits() {
         let timer = Timer::start();
         let waiting = Waiting::start(timer.clone());
         let (send, ends) = mpsc::channel();
@@ -161,7 +163,7 @@ mod tests {
         waiting.stop();
         drop((send, never));
         let ended: Vec<_> = ends.iter().collect();
-        assert_eq!(ended, vec![libc::EINTR; WAITING_MAX]);
+        assert_eq!(ended, vec![libc::EIO; WAITING_MAX]);
         timer.stop();
     }
 }

@@ -3,7 +3,15 @@
 use super::{Mount, Node, failed, ok, run, until};
 use crate::conformance::Scratch;
 use nix::sys::signal::Signal;
+use spiderweb::base::{Cancel, Deadline, Notify};
+use spiderweb::mount::{fuse, point};
+use spiderweb::vfs::synthetic::{Reply, dir, message, stream, text};
+use spiderweb::vfs::{Read, Synthetic, Tree};
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 #[test]
 fn ordinary_tools_work_on_a_mount() {
@@ -120,7 +128,7 @@ fn a_signal_unmounts_and_ends_well() {
     // Unmounted by somebody else.
     let Some(mut mount) = Mount::start(&["--endpoint", &endpoint]) else { return };
     let args = ["20", "fusermount3", "-u", "--"];
-    let unmounted = std::process::Command::new("timeout").args(args).arg(&mount.at).status();
+    let unmounted = Command::new("timeout").args(args).arg(&mount.at).status();
     assert!(unmounted.unwrap().success());
     assert!(mount.child.wait().unwrap().success());
 }
@@ -160,4 +168,198 @@ fn a_mount_point_that_will_not_do_is_explained() {
     assert!(mount(scratch.path()).1.contains("is not empty"));
     let Some(mounted) = Mount::start(&["--endpoint", &endpoint]) else { return };
     assert!(mount(&mounted.at).1.contains("is mounted already"));
+}
+
+/// A tree of files that are functions: `input` collects messages, `next` waits for one.
+fn functions() -> (Arc<dyn Tree>, Arc<Mailbox>) {
+    let mailbox = Arc::new(Mailbox::default());
+    let (taken, waited, answered) = (mailbox.clone(), mailbox.clone(), mailbox.clone());
+    let input = message(
+        |_| false,
+        move |_, m| {
+            taken.messages.lock().unwrap().push(String::from_utf8(m.to_vec()).unwrap());
+            taken.news.notify();
+            Ok(Reply { extra: None, body: format!("took {}", m.len()).into() })
+        },
+    );
+    let next = stream(move |_, turn| {
+        waited.readers.fetch_add(1, Ordering::SeqCst);
+        let (seen, until) = (waited.news.seen(), turn.until(Duration::from_secs(600)));
+        match waited.messages.lock().unwrap().first() {
+            Some(m) => Ok(Read::Data { bytes: m.clone().into(), eof: true }),
+            None => Ok(Read::Wait(waited.news.wait(seen, until))),
+        }
+    });
+    let count = text(move |_| Ok(format!("{}\n", answered.messages.lock().unwrap().len())));
+    let tree = Synthetic::new(dir([("input", input), ("next", next), ("count", count)])).unwrap();
+    (Arc::new(tree), mailbox)
+}
+
+#[derive(Default)]
+struct Mailbox {
+    messages: Mutex<Vec<String>>,
+    news: Notify,
+    readers: AtomicUsize,
+}
+
+#[test]
+fn a_message_is_taken_by_the_shell_that_wrote_it() {
+    let scratch = Scratch::new();
+    let (tree, mailbox) = functions();
+    let node = Node::serve(tree, false, "127.0.0.1:0".parse().unwrap());
+    let endpoint = format!("a={}@/", node.url());
+    let Some(mount) = Mount::start(&["--endpoint", &endpoint]) else { return };
+    let sh = |script: &str| ok(mount.shell(script, scratch.path()));
+    sh("echo hello > input");
+    assert_eq!(*mailbox.messages.lock().unwrap(), ["hello\n"]);
+    assert_eq!(sh("cat count"), "1\n");
+    sh("printf two | tee input > \"$DIR\"/copy; printf three > input");
+    assert_eq!(sh("cat count"), "3\n", "content is made when it is read");
+    // Two writes before the descriptor is closed are one message.
+    sh("{ printf a; printf b; } > input");
+    assert_eq!(mailbox.messages.lock().unwrap().last().unwrap(), "ab");
+    assert_eq!(ok(run(&["--endpoint", &endpoint, "write", "/input", "by verb"])), "ok\n");
+    assert_eq!(mailbox.messages.lock().unwrap().last().unwrap(), "by verb");
+}
+
+#[test]
+fn waiting_readers_hold_up_nobody_and_can_be_killed() {
+    let scratch = Scratch::new();
+    let (tree, mailbox) = functions();
+    let node = Node::serve(tree, false, "127.0.0.1:0".parse().unwrap());
+    let endpoint = format!("a={}@/", node.url());
+    let Some(mount) = Mount::start(&["--endpoint", &endpoint]) else { return };
+    let cat = || {
+        let cat = ["-k", "5", "60", "cat", "next"];
+        let mut child = Command::new("timeout");
+        child.args(cat).current_dir(&mount.at).stdout(Stdio::piped()).spawn().unwrap()
+    };
+    // More than there are threads to serve them.
+    let mut readers: Vec<_> = (0..40).map(|_| cat()).collect();
+    until("all to wait", || mailbox.readers.load(Ordering::SeqCst) >= 40);
+    assert_eq!(ok(mount.shell("cat count", scratch.path())), "0\n");
+    // timeout(1) passes the signal on to its child.
+    let pid = nix::unistd::Pid::from_raw(readers[0].id() as i32);
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    assert!(!readers.remove(0).wait().unwrap().success());
+    ok(mount.shell("printf news > input", scratch.path()));
+    for reader in readers {
+        assert_eq!(ok(reader.wait_with_output().unwrap()), "news");
+    }
+}
+
+#[test]
+fn a_node_that_does_not_answer_holds_up_no_other() {
+    let scratch = Scratch::new();
+    std::fs::write(scratch.path().join("f"), "x").unwrap();
+    let node = Node::start(scratch.path(), false);
+    // Takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (a, b) = (format!("a={}", node.url()), format!("b=ws://{}/", silent.local_addr().unwrap()));
+    let args = ["--endpoint", &a, "--endpoint", &b, "--timeout-ms", "3000"];
+    let Some(mount) = Mount::start(&args) else { return };
+    let mut stuck: Vec<_> = (0..8)
+        .map(|_| {
+            let mut ls = Command::new("timeout");
+            ls.args(["-k", "5", "60", "ls", "b/x"]).current_dir(&mount.at);
+            ls.stderr(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    assert_eq!(ok(mount.shell("cat a/f", scratch.path())), "x");
+    for ls in &mut stuck {
+        assert!(!ls.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn a_lock_holds_across_mounts() {
+    let scratch = Scratch::new();
+    let local = Scratch::new();
+    std::fs::write(scratch.path().join("f"), "").unwrap();
+    let node = Node::start(scratch.path(), false);
+    let endpoint = format!("a={}@/", node.url());
+    let Some(first) = Mount::start(&["--endpoint", &endpoint]) else { return };
+    let Some(second) = Mount::start(&["--endpoint", &endpoint]) else { return };
+    ok(first.shell("mkfifo \"$DIR\"/go", local.path()));
+    let (held, got) = (local.path().join("held"), local.path().join("got"));
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            let script = "flock f sh -c ': > \"$DIR\"/held; cat \"$DIR\"/go'";
+            ok(first.shell(script, local.path()));
+        });
+        until("the lock", || held.exists());
+        failed(second.shell("flock -n f true", local.path()));
+        threads.spawn(|| ok(second.shell("flock f touch \"$DIR\"/got", local.path())));
+        assert!(!got.exists());
+        std::fs::write(local.path().join("go"), "").unwrap();
+        until("the second to get it", || got.exists());
+    });
+}
+
+#[test]
+fn a_file_that_was_removed_can_be_used_while_it_is_open() {
+    let scratch = Scratch::new();
+    let node = Node::start(scratch.path(), false);
+    let endpoint = format!("a={}@/", node.url());
+    let Some(mount) = Mount::start(&["--endpoint", &endpoint]) else { return };
+    let script = "exec 3<> f; rm f; echo hello >&3; test ! -e f; \
+                  test $(stat -L -c %s /proc/self/fd/3) = 6; cat /proc/self/fd/3 || true";
+    ok(mount.shell(script, scratch.path()));
+}
+
+#[test]
+fn a_mount_in_use_ends_when_it_is_told_to() {
+    let scratch = Scratch::new();
+    let (tree, mailbox) = functions();
+    let node = Node::serve(tree, false, "127.0.0.1:0".parse().unwrap());
+    let endpoint = format!("a={}@/", node.url());
+    let Some(mut mount) = Mount::start(&["--endpoint", &endpoint]) else { return };
+    let mut waiting = Command::new("timeout");
+    waiting.args(["-k", "5", "60", "cat", "next"]).current_dir(&mount.at).stderr(Stdio::null());
+    let mut waiting = waiting.spawn().unwrap();
+    let mut sitting = Command::new("cat");
+    sitting.current_dir(&mount.at).stdin(Stdio::piped());
+    let mut sitting = sitting.spawn().unwrap();
+    until("the reader to wait", || mailbox.readers.load(Ordering::SeqCst) > 0);
+    mount.signal(Signal::SIGTERM);
+    assert!(mount.child.wait().unwrap().success());
+    assert!(!mount.is_mounted());
+    assert!(!waiting.wait().unwrap().success());
+    drop(sitting.stdin.take());
+    sitting.wait().unwrap();
+    drop(scratch);
+}
+
+#[test]
+fn a_panic_in_a_tree_is_an_error_of_that_call() {
+    let scratch = Scratch::new();
+    if !Path::new("/dev/fuse").exists() {
+        println!("skipped: this host has no /dev/fuse");
+        return;
+    }
+    let boom = text::<&str>(|_| panic!("a fault in a tree"));
+    let fine = text(|_| Ok("fine"));
+    let tree = Arc::new(Synthetic::new(dir([("boom", boom), ("fine", fine)])).unwrap());
+    let options = fuse::Options {
+        source: "test".into(),
+        allow_other: false,
+        read_only: false,
+        timeout_ms: 15_000,
+    };
+    let ended = Notify::default();
+    let (seen, tell) = (ended.seen(), ended.clone());
+    let at = point::prepare(scratch.path()).unwrap();
+    let mounted = fuse::mount(tree, &at, &options, move || tell.notify()).unwrap();
+    mounted.check().unwrap();
+    let cat = |name: &str| {
+        let mut cat = Command::new("timeout");
+        cat.args(["-k", "5", "60", "cat"]).arg(at.join(name)).output().unwrap()
+    };
+    for _ in 0..20 {
+        let (_, errors) = failed(cat("boom"));
+        assert!(errors.contains("nput/output error"), "{errors}");
+    }
+    assert_eq!(ok(cat("fine")), "fine");
+    mounted.unmount(Deadline::after_ms(10_000));
+    ended.wait(seen, Deadline::never()).block(Deadline::after_ms(10_000), &Cancel::new()).unwrap();
 }

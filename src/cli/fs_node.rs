@@ -1,0 +1,217 @@
+//! `spiderweb-fs-node`: exports directories of this machine, by listening or through a gateway
+//! (spec: fs 9).
+
+use super::{Args, Flag, Program, TOKEN_FILE_MAX, usage};
+use crate::base::{Code, Deadline, Error, Result, ResultExt, Signal, Signals, id};
+use crate::config::Env;
+use crate::net::WsUrl;
+use crate::node::{self, Backoff, ExportSpec, Membership, Mode, Options, Pairing, Way};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+pub const PROGRAM: Program = Program {
+    name: "spiderweb-fs-node",
+    section: 1,
+    about: "exports directories of this machine to a spiderweb gateway or to clients",
+    usage: &["[options]", "--control-url <ws-url> [options]"],
+    commands: &[],
+    flags: &[
+        Flag::repeated("--export", "spec", "NAME=DIRECTORY[:ro|:rw] [work=.:rw]"),
+        Flag::value("--bind", "ip", "Listen on this address [127.0.0.1]"),
+        Flag::value("--port", "n", "Listen on this port, 0 for a free one [18891]"),
+        Flag::value("--auth-token", "token", "Token asked of clients; better in a file"),
+        Flag::value("--auth-token-file", "file", "File that holds that token"),
+        Flag::value("--control-url", "ws-url", "Belong to this gateway instead of listening"),
+        Flag::value(
+            "--control-auth-token",
+            "token",
+            "Bearer token for the gateway; better in SPIDERWEB_AUTH_TOKEN",
+        ),
+        Flag::value("--pair-mode", "mode", "invite or request [invite with a token, else request]"),
+        Flag::value(
+            "--invite-token",
+            "token",
+            "Invite to join with; better in SPIDERWEB_INVITE_TOKEN",
+        ),
+        Flag::value("--node-name", "name", "Name of this node [spiderweb-fs-node]"),
+        Flag::value("--fs-url", "ws-url", "Where others reach this node [over the gateway]"),
+        Flag::value(
+            "--state-file",
+            "file",
+            "Where the node keeps who it is [.spiderweb-fs-node-state.json]",
+        ),
+        Flag::value("--lease-ttl-ms", "n", "Lease to ask for [900000]"),
+        Flag::value("--refresh-interval-ms", "n", "Time between lease refreshes [60000]"),
+        Flag::value("--reconnect-backoff-ms", "n", "First wait after a failure [5000]"),
+        Flag::value("--reconnect-backoff-max-ms", "n", "Longest wait after failures [60000]"),
+        Flag::repeated("--label", "key=value", "Label shown by the gateway"),
+        Flag::switch("--no-fs-service", "Do not publish the service fs"),
+    ],
+    examples: &[
+        "spiderweb-fs-node --export work=.:rw",
+        "spiderweb-fs-node --export docs=/srv/docs:ro --control-url ws://gateway:18790/",
+        "SPIDERWEB_INVITE_TOKEN=inv-... spiderweb-fs-node --control-url ws://gateway:18790/",
+    ],
+};
+
+/// Time that requests in flight are given at the end.
+const GRACE: Duration = Duration::from_secs(10);
+/// Labels that a gateway takes of one node, and bytes of a value.
+const LABELS_MAX: usize = 100;
+const LABEL_VALUE_MAX: usize = 512;
+/// Shortest lease that a gateway gives.
+const LEASE_MIN_MS: u64 = 1000;
+
+pub fn run(args: Args) -> Result<()> {
+    args.at_most(0)?;
+    crate::base::log::set(log::LevelFilter::Info);
+    let options = options(&args, &Env::process())?;
+    let signals = Signals::install()?;
+    let running = node::start(options)?;
+    while signals.wait() == Signal::Reload {
+        log::info!("nothing to reload");
+    }
+    log::info!("stopping");
+    running.stop(Deadline::after(GRACE));
+    Ok(())
+}
+
+fn options(args: &Args, env: &Env) -> Result<Options> {
+    let name = args.string("--node-name")?.unwrap_or_else(|| "spiderweb-fs-node".into());
+    if !id::is_identifier(&name, 128) {
+        return Err(usage(format!("--node-name {name:?}: 1 to 128 of A-Z a-z 0-9 . _ -")));
+    }
+    let mut exports: Vec<ExportSpec> =
+        args.all("--export")?.iter().map(|spec| spec.parse()).collect::<Result<_>>()?;
+    if exports.is_empty() {
+        exports.push("work=.:rw".parse()?);
+    }
+    let mode = match args.string("--control-url")? {
+        Some(url) => Mode::Member(Box::new(membership(args, env, &url)?)),
+        None => Mode::Alone { addr: addr(args)?, token: client_token(args, env)? },
+    };
+    Ok(Options { name, exports, mode })
+}
+
+fn addr(args: &Args) -> Result<SocketAddr> {
+    let ip = args.parsed("--bind", "an IP address")?.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    Ok(SocketAddr::new(ip, args.parsed("--port", "a port")?.unwrap_or(18891)))
+}
+
+/// The token that clients of a listening node must know.
+fn client_token(args: &Args, env: &Env) -> Result<Option<String>> {
+    let (flag, file) = (args.string("--auth-token")?, args.os("--auth-token-file"));
+    let token = match (flag, file) {
+        (Some(_), Some(_)) => {
+            return Err(usage("--auth-token and --auth-token-file: give one of them"));
+        }
+        (Some(token), None) => Some(("--auth-token", token)),
+        (None, Some(file)) => {
+            let text = crate::store::atomic::read(Path::new(file), TOKEN_FILE_MAX);
+            let text = text.context("--auth-token-file")?;
+            Some(("--auth-token-file", String::from_utf8_lossy(&text).trim().to_owned()))
+        }
+        (None, None) => None,
+    };
+    match token {
+        // An empty token would open the door that it is meant to close.
+        Some((flag, token)) if token.trim().is_empty() => Err(usage(format!("{flag} is empty"))),
+        Some((_, token)) => Ok(Some(token)),
+        None => Ok(secret(env, "SPIDERWEB_FS_NODE_AUTH_TOKEN")),
+    }
+}
+
+/// A secret from the environment; an empty one is none.
+fn secret(env: &Env, name: &str) -> Option<String> {
+    env.get(name).map(|s| s.trim().to_owned()).filter(|s| !s.is_empty())
+}
+
+fn membership(args: &Args, env: &Env, url: &str) -> Result<Membership> {
+    let url = ws_url("--control-url", url)?;
+    let given = |flag: &str, var: &str| -> Result<Option<String>> {
+        Ok(args.string(flag)?.filter(|t| !t.is_empty()).or_else(|| secret(env, var)))
+    };
+    let token = given("--control-auth-token", "SPIDERWEB_AUTH_TOKEN")?;
+    let invite = given("--invite-token", "SPIDERWEB_INVITE_TOKEN")?;
+    let pairing = match (args.string("--pair-mode")?.as_deref(), invite) {
+        (Some("invite") | None, Some(token)) => Pairing::Invite(token),
+        (Some("request"), _) | (None, None) => Pairing::Request,
+        (Some("invite"), None) => {
+            return Err(usage("--pair-mode invite needs --invite-token or SPIDERWEB_INVITE_TOKEN"));
+        }
+        (Some(mode), _) => {
+            return Err(usage(format!("--pair-mode: {mode:?} is neither invite nor request")));
+        }
+    };
+    let lease_ttl_ms = ms(args, "--lease-ttl-ms", 900_000)?;
+    let refresh_interval_ms = ms(args, "--refresh-interval-ms", 60_000)?;
+    if lease_ttl_ms < LEASE_MIN_MS || refresh_interval_ms >= lease_ttl_ms {
+        return Err(usage(format!(
+            "--lease-ttl-ms must be at least {LEASE_MIN_MS} and more than --refresh-interval-ms, \
+             or the lease runs out"
+        )));
+    }
+    let base_ms = ms(args, "--reconnect-backoff-ms", 5_000)?;
+    let max_ms = ms(args, "--reconnect-backoff-max-ms", base_ms.max(60_000))?;
+    if max_ms < base_ms {
+        return Err(usage("--reconnect-backoff-max-ms is less than --reconnect-backoff-ms"));
+    }
+    Ok(Membership {
+        way: Way { url, token },
+        pairing,
+        fs_url: fs_url(args)?,
+        state_file: args
+            .os("--state-file")
+            .unwrap_or(".spiderweb-fs-node-state.json".as_ref())
+            .into(),
+        lease_ttl_ms,
+        refresh_interval_ms,
+        backoff: Backoff { base_ms, max_ms },
+        fs_service: !args.has("--no-fs-service"),
+        labels: labels(args)?,
+    })
+}
+
+fn ms(args: &Args, flag: &str, default: u64) -> Result<u64> {
+    match args.parsed(flag, "a number of milliseconds")?.unwrap_or(default) {
+        0 => Err(usage(format!("{flag} must be more than 0"))),
+        ms => Ok(ms),
+    }
+}
+
+fn ws_url(flag: &str, url: &str) -> Result<WsUrl> {
+    url.parse().map_err(|e: Error| e.recode(Code::Usage).context(flag))
+}
+
+/// Errors: as the gateway would refuse it (spec: control 7).
+fn fs_url(args: &Args) -> Result<Option<String>> {
+    let Some(url) = args.string("--fs-url")?.filter(|u| !u.is_empty()) else { return Ok(None) };
+    let path = ws_url("--fs-url", &url)?.path().to_owned();
+    if !path.contains("/v2/fs") {
+        return Err(usage(format!("--fs-url {url:?}: the path must lead to /v2/fs")));
+    }
+    Ok(Some(url))
+}
+
+fn labels(args: &Args) -> Result<BTreeMap<String, String>> {
+    let mut labels = BTreeMap::new();
+    for label in args.all("--label")? {
+        let bad = |what: &str| usage(format!("--label {label:?}: {what}"));
+        let (key, value) = label.split_once('=').ok_or_else(|| bad("write KEY=VALUE"))?;
+        if !id::is_identifier(key, 128) {
+            return Err(bad("the key must be 1 to 128 of A-Z a-z 0-9 . _ -"));
+        }
+        if value.is_empty() || value.len() > LABEL_VALUE_MAX || value.contains(char::is_control) {
+            return Err(bad("the value must be 1 to 512 bytes without control characters"));
+        }
+        if labels.insert(key.to_owned(), value.to_owned()).is_some() {
+            return Err(bad("the key is given twice"));
+        }
+    }
+    if labels.len() > LABELS_MAX {
+        return Err(usage(format!("--label: at most {LABELS_MAX} labels")));
+    }
+    Ok(labels)
+}
