@@ -216,9 +216,9 @@ fn known(path: &str) -> bool {
 fn warnings(file: &Document, path: &Path) -> Vec<String> {
     let unknown = file.paths().filter_map(|member| match member {
         Ok(path) if known(&path) => None,
-        Ok(path) if path == "provider.api_key" => Some(
-            "provider.api_key is not read: keep the key in the environment or the key ring".into(),
-        ),
+        Ok(path) if path == "provider.api_key" => {
+            Some("provider.api_key is not read: keep the key in the environment".into())
+        }
         Ok(path) => Some(format!("{path} is not a setting; it has no effect")),
         Err(name) => Some(format!("{name} is not a section; it has no effect")),
     });

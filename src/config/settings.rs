@@ -77,7 +77,7 @@ macro_rules! settings {
 settings! {
     /// Where the gateway listens.
     server: Server {
-        /// Address to listen on. One that is not loopback is refused while a token is missing.
+        /// Address to listen on; whoever reaches it needs a token.
         bind: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST), Any;
         /// TCP port to listen on; 0 takes a free one.
         port: u16 = 18790, Any;
@@ -110,7 +110,7 @@ settings! {
         runtime_request_queue_max: usize = 128, Range(0, 65536);
         /// Time in which a chat message must be answered.
         chat_operation_timeout_ms: u64 = 300_000, Range(1, 86_400_000);
-        /// Time in which any other operation must be answered.
+        /// Time in which a file operation of a session must be answered, a wait for content apart.
         control_operation_timeout_ms: u64 = 5_000, Range(1, 86_400_000);
         /// Tool calls of one model answer that run at the same time.
         max_inflight_tool_calls_per_run: usize = 1, Range(1, 32);

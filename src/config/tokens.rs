@@ -81,8 +81,8 @@ impl Tokens {
         tokens.map_err(|e| {
             let path = path.display();
             let message = format!(
-                "{path}: {e}; it was left as it is: restore it from a backup, or make new tokens \
-                 with `spiderweb-config auth reset --yes`"
+                "{path}: {e}; it was left as it is: restore it from a backup, or move it away, and \
+                 the next start makes new tokens"
             );
             Error::new(Code::Config, message)
         })
@@ -168,7 +168,7 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             let e = Tokens::load_or_create(&path).unwrap_err();
             assert_eq!(e.code, Code::Config);
-            assert!(e.message.contains("auth reset"), "{e}");
+            assert!(e.message.contains("move it away"), "{e}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         }
     }
