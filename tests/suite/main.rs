@@ -3,6 +3,7 @@
 
 mod conformance;
 mod net;
+mod node;
 mod provider;
 mod provider_fake;
 mod runtime;
