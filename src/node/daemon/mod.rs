@@ -18,6 +18,7 @@ use gateway::{Control, nonsense, read_joined};
 use state::{Identity, NodeState};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use tunnel::Tunnel;
@@ -73,6 +74,8 @@ struct Shared {
     /// Notified when the identity changes.
     changed: Notify,
     tunnel: Mutex<Option<Conn>>,
+    /// The gateway has once refused an identity that this node had.
+    disowned: AtomicBool,
     stop: Cancel,
 }
 
@@ -91,16 +94,16 @@ impl Daemon {
             state: Mutex::new(state),
             changed: Notify::default(),
             tunnel: Mutex::default(),
+            disowned: AtomicBool::new(false),
             stop: Cancel::new(),
         });
-        let jobs: [(&str, fn(&Shared)); 2] =
-            [("node-lease", Shared::keep_lease), ("node-tunnel", Shared::keep_tunnel)];
-        let mut threads = Vec::new();
-        for (name, job) in jobs {
+        let run = |name: &str, job: fn(&Shared)| {
             let shared = shared.clone();
             let thread = std::thread::Builder::new().name(name.into());
-            threads.push(thread.spawn(move || job(&shared)).context("node thread")?);
-        }
+            thread.spawn(move || job(&shared)).context("node thread")
+        };
+        let threads =
+            vec![run("node-lease", Shared::keep_lease)?, run("node-tunnel", Shared::keep_tunnel)?];
         Ok(Daemon { shared, threads })
     }
 
@@ -150,12 +153,8 @@ impl Shared {
     }
 
     fn keep_lease(&self) {
-        let mut member = Member {
-            shared: self,
-            pairing: self.membership.pairing.clone(),
-            disowned: false,
-            published: None,
-        };
+        let mut member =
+            Member { shared: self, pairing: self.membership.pairing.clone(), published: None };
         let mut failures = 0;
         while !self.stop.is_cancelled() {
             let seen = self.changed.seen();
@@ -185,6 +184,7 @@ impl Shared {
             "the gateway does not know this node as {}: {why}; joining anew",
             identity.node_id
         );
+        self.disowned.store(true, Ordering::Release);
         self.set(NodeState::default());
         if let Some(conn) = self.tunnel().take() {
             conn.close(None, "");
@@ -233,8 +233,6 @@ impl Shared {
 struct Member<'a> {
     shared: &'a Shared,
     pairing: Pairing,
-    /// The gateway has once refused an identity that this node had.
-    disowned: bool,
     /// The node whose services this process has published.
     published: Option<String>,
 }
@@ -274,7 +272,7 @@ impl Member<'_> {
                 self.joined(joined);
                 Ok(0)
             }
-            Err(e) if self.disowned && is_spent(&e) => {
+            Err(e) if self.shared.disowned.load(Ordering::Acquire) && is_spent(&e) => {
                 log::warn!("{e} ({}); asking to join instead", e.code.wire());
                 self.pairing = Pairing::Request;
                 Ok(0)
@@ -344,7 +342,6 @@ impl Member<'_> {
         if let Err(e) = &outcome
             && matches!(e.code, Code::NodeNotFound | Code::NodeAuthFailed)
         {
-            self.disowned = true;
             self.shared.disown(identity, e);
             return Ok(0);
         }
