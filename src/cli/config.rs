@@ -5,7 +5,7 @@ use crate::base::{Result, ResultExt, log::parse_level};
 use crate::config::{self, Env, KEYS, edit};
 use std::fmt::Write;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::Path;
 
 pub const PROGRAM: Program = Program {
     name: "spiderweb-config",
@@ -42,7 +42,7 @@ pub const PROGRAM: Program = Program {
 
 pub fn run(args: Args) -> Result<()> {
     let env = Env::process();
-    let path = config::location(args.os("--config").map(std::path::Path::new), &env);
+    let path = config::location(args.os("--config").map(Path::new), &env);
     if args.words.is_empty() {
         super::print(&super::help(&PROGRAM));
         return Ok(());
@@ -89,12 +89,12 @@ pub fn run(args: Args) -> Result<()> {
     }
 }
 
-fn saved(path: &std::path::Path) -> Result<()> {
+fn saved(path: &Path) -> Result<()> {
     eprintln!("saved {}; restart the gateway to apply it", path.display());
     Ok(())
 }
 
-fn show(args: &Args, path: &PathBuf, env: &Env) -> Result<()> {
+fn show(args: &Args, path: &Path, env: &Env) -> Result<()> {
     let loaded = config::load(path, env, &[]).context("config")?;
     for warning in &loaded.warnings {
         eprintln!("warning: {warning}");

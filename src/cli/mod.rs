@@ -4,6 +4,7 @@
 pub mod config;
 pub mod control;
 mod flags;
+pub mod fs_mount;
 pub mod fs_node;
 pub mod gateway;
 
@@ -12,8 +13,13 @@ pub use flags::{Args, Command, Flag, Program, help, main, usage};
 use crate::base::{Result, ResultExt};
 
 /// Every program, for the check of the manual pages.
-pub const PROGRAMS: &[&Program] =
-    &[&gateway::PROGRAM, &config::PROGRAM, &control::PROGRAM, &fs_node::PROGRAM];
+pub const PROGRAMS: &[&Program] = &[
+    &gateway::PROGRAM,
+    &config::PROGRAM,
+    &control::PROGRAM,
+    &fs_node::PROGRAM,
+    &fs_mount::PROGRAM,
+];
 
 /// Longest token file.
 const TOKEN_FILE_MAX: usize = 64 * 1024;

@@ -108,6 +108,12 @@ impl Session {
         &self.active
     }
 
+    /// The sessions that were attached by name.
+    pub fn attached(&self) -> impl Iterator<Item = (&str, &Binding)> {
+        let named = self.bindings.iter().filter(|(key, _)| *key != MAIN || !self.is_admin());
+        named.map(|(key, binding)| (key.as_str(), binding))
+    }
+
     /// The binding of a session key, or of the active one. Errors: `session_not_found`.
     pub fn binding(&self, key: Option<&str>) -> Result<&Binding> {
         let key = key.unwrap_or(&self.active);

@@ -4,6 +4,7 @@
 
 use super::Gateway;
 use super::acheron;
+use super::pushes::Pushes;
 use super::starclaw::Greeting;
 use crate::base::{Code, Error, Lanes, Result, id};
 use crate::control::{self, Binding, Door, Principal, Role};
@@ -29,6 +30,7 @@ pub struct Shared {
     pending: AtomicUsize,
     lanes: Lanes<()>,
     greeting: Greeting,
+    pushes: Pushes,
     session: u64,
 }
 
@@ -56,6 +58,7 @@ impl Client {
             session: id::random_u53(),
             lanes,
             greeting,
+            pushes: Pushes::default(),
             gateway,
         }))
     }
@@ -103,6 +106,10 @@ impl Shared {
         &self.greeting
     }
 
+    pub fn pushes(&self) -> &Pushes {
+        &self.pushes
+    }
+
     fn control(&self) -> MutexGuard<'_, control::Session> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -127,9 +134,9 @@ impl Shared {
     fn bound(&self, envelope: &Envelope<'_>) -> bool {
         let control = self.control();
         let key = envelope.session_key.as_deref().unwrap_or(control.active_key());
-        let binding = control.binding(Some(key)).ok();
+        let Ok(binding) = control.binding(Some(key)) else { return false };
         envelope.name == "t_version"
-            || self.acheron().get(key).is_some_and(|b| Some(&b.binding) == binding)
+            || self.acheron().get(key).is_some_and(|b| b.binding == *binding)
     }
 
     /// Puts a request behind those that came before it.
@@ -148,8 +155,13 @@ impl Shared {
         }
     }
 
-    fn answer_control(&self, conn: &Conn, envelope: &Envelope<'_>) {
-        let answer = control::handle(&self.gateway.control, &mut self.control(), envelope);
+    fn answer_control(self: &Arc<Shared>, conn: &Conn, envelope: &Envelope<'_>) {
+        let answer = {
+            let mut control = self.control();
+            let answer = control::handle(&self.gateway.control, &mut control, envelope);
+            self.pushes.follow(self, conn, control.attached());
+            answer
+        };
         let _ = conn.send(answer.frame.into());
         if answer.close {
             conn.close(None, "");

@@ -6,6 +6,7 @@ mod client;
 mod doors;
 mod local;
 mod nodes;
+mod pushes;
 mod routed;
 mod starclaw;
 mod trees;
@@ -72,7 +73,7 @@ impl Gateway {
         acheron::Works {
             pool: self.files.pool.clone(),
             timer: self.timer.clone(),
-            timeout_ms: self.config.runtime.chat_operation_timeout_ms,
+            timeout_ms: self.config.runtime.control_operation_timeout_ms,
         }
     }
 }

@@ -103,11 +103,19 @@ impl Greeting {
             return false;
         }
         let request_id = m.id.clone().unwrap_or_else(|| "unknown".into());
-        let outcome = Fields::parse(text)
+        let content = Fields::parse(text)
             .map_err(|_| Error::new(Code::Invalid, "not a JSON object"))
-            .and_then(|f| f.required("content"))
-            .and_then(|content| self.chat(shared, conn, &request_id, &content));
-        if let Err(e) = outcome {
+            .and_then(|f| f.required("content"));
+        // A job is written to the disk: not on this thread.
+        let submitted = content.and_then(|content| {
+            let (shared, conn, id) = (shared.clone(), conn.clone(), request_id.clone());
+            shared.clone().gateway.control_pool.submit(move || {
+                if let Err(e) = shared.greeting().chat(&shared, &conn, &id, &content) {
+                    let _ = conn.send(refusal(&id, e.code.wire(), &e.message));
+                }
+            })
+        });
+        if let Err(e) = submitted {
             let _ = conn.send(refusal(&request_id, e.code.wire(), &e.message));
         }
         true

@@ -8,6 +8,7 @@ mod local;
 mod model;
 mod random;
 mod remote;
+pub use remote::Node;
 mod synthetic;
 mod union;
 

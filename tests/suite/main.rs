@@ -2,8 +2,11 @@
 //! Real parts, no sleeps, only loopback.
 
 mod conformance;
+mod gateway;
+mod mount;
 mod net;
 mod node;
+mod program;
 mod provider;
 mod provider_fake;
 mod runtime;

@@ -20,6 +20,10 @@ pub struct Node {
 
 impl Node {
     pub fn start(dir: &Path) -> Node {
+        Node::with_token(dir, "t")
+    }
+
+    pub fn with_token(dir: &Path, token: &str) -> Node {
         let timer = Timer::start();
         let net = Net::start(1, timer.clone()).unwrap();
         let export = Export {
@@ -31,7 +35,7 @@ impl Node {
             source_id: "linux:work".into(),
         };
         let exports = Arc::new(Exports::new(vec![export]).unwrap());
-        let door = Arc::new(TokenDoor { name: "node".into(), exports, token: Some("t".into()) });
+        let door = Arc::new(TokenDoor { name: "node".into(), exports, token: Some(token.into()) });
         let pool = Pool::start("files", 2, 256);
         let server = Arc::new(Server { pool, timer: timer.clone() });
         let service = Arc::new(FsService { server, door });

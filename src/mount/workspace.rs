@@ -1,0 +1,286 @@
+//! What a gateway offers to mount, asked over its control channel (spec: fs 18): its own namespace at `/`,
+//! and over it, directly, the exports of the project's nodes that can be reached from here. A mount asks
+//! again now and then.
+
+use super::endpoint::Endpoint;
+use super::world::{Attached, Source, World};
+use crate::base::{Cancel, Code, Deadline, Error, Notify, Result, ResultExt, TreePath};
+use crate::net::{DialOptions, Inbound, Message, Mux, Net, WsUrl};
+use crate::wire::control::{self, REPLY_TIMEOUT_MS};
+use crate::wire::fs::Binding;
+use crate::wire::{Fields, Object};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// Mounts taken from one workspace.
+const MOUNTS_MAX: usize = 1024;
+/// Nodes asked at the same time whether they can be reached, and how long they have to answer.
+const PROBES: usize = 16;
+const PROBE_MS: u64 = 3_000;
+/// The gateway's export of its whole tree (design: exports of the gateway's own node).
+const NAMESPACE: &str = "namespace";
+
+/// A gateway, and in whose name it is asked.
+#[derive(Clone)]
+pub struct Gateway {
+    pub url: WsUrl,
+    pub bearer: Option<String>,
+    pub agent_id: Option<String>,
+    pub project_id: Option<String>,
+    pub project_token: Option<String>,
+}
+
+/// Everything to mount: `explicit`, the gateway's namespace where it has one, and the workspace's
+/// exports. Errors: the gateway's; `not_found` when there is nothing.
+pub fn hydrate(
+    world: &World,
+    net: &Net,
+    gateway: &Gateway,
+    explicit: &[Source],
+) -> Result<Vec<Attached>> {
+    let mounts = mounts(&status(net, gateway)?)?;
+    let mut all: Vec<_> = explicit.iter().map(|source| world.attach(source)).collect();
+    let root_is_taken = all.iter().any(|a| a.source.endpoint.mount_path.is_root());
+    let namespace = world.attach(&namespace(gateway));
+    let mounted = world.attached().iter().any(|a| a.source == namespace.source);
+    let mut direct: Vec<_> =
+        mounts.into_iter().map(|endpoint| world.attach(&endpoint.into())).collect();
+    if root_is_taken {
+        all.extend(direct);
+        return Ok(all);
+    }
+    match if mounted { Ok(()) } else { namespace.probe(Deadline::after_ms(PROBE_MS)) } {
+        Ok(()) => {
+            all.push(namespace);
+            // The others are reached through the gateway.
+            direct = reachable(direct);
+        }
+        Err(e) => log::info!("the gateway's namespace cannot be mounted: {e}"),
+    }
+    all.extend(direct);
+    if all.is_empty() {
+        let text = "NoWorkspaceMounts: the gateway offers nothing to mount; give the project a mount \
+                    (spiderweb-control project_mount_set) or name one with --endpoint";
+        return Err(Error::new(Code::NotFound, text));
+    }
+    Ok(all)
+}
+
+fn namespace(gateway: &Gateway) -> Source {
+    let Gateway { url, bearer, agent_id, project_id, project_token } = gateway.clone();
+    let binding = Binding { agent_id, project_id, project_token };
+    Source {
+        endpoint: Endpoint {
+            name: NAMESPACE.into(),
+            url: url.with_path("/v2/fs"),
+            export: Some(NAMESPACE.into()),
+            mount_path: TreePath::root(),
+            token: None,
+        },
+        bearer,
+        binding: Some(binding).filter(|b| *b != Binding::default()),
+    }
+}
+
+/// The mounts with at least one export that answers, with all of their exports.
+fn reachable(all: Vec<Attached>) -> Vec<Attached> {
+    let deadline = Deadline::after_ms(PROBE_MS);
+    let mut answering: Vec<TreePath> = Vec::new();
+    for some in all.chunks(PROBES) {
+        let found = std::thread::scope(|threads| {
+            let probe = |a: &'_ Attached| a.probe(deadline).is_ok();
+            let asked: Vec<_> = some.iter().map(|a| threads.spawn(move || probe(a))).collect();
+            asked.into_iter().map(|t| t.join().unwrap_or(false)).collect::<Vec<_>>()
+        });
+        let paths = some.iter().map(|a| a.source.endpoint.mount_path.clone());
+        answering.extend(paths.zip(found).filter_map(|(path, found)| found.then_some(path)));
+    }
+    all.into_iter().filter(|a| answering.contains(&a.source.endpoint.mount_path)).collect()
+}
+
+/// The payload of `control.workspace_status`.
+fn status(net: &Net, gateway: &Gateway) -> Result<String> {
+    let deadline = Deadline::after_ms(REPLY_TIMEOUT_MS);
+    let options = DialOptions { bearer: gateway.bearer.clone(), ..DialOptions::default() };
+    let refusal = Arc::new(Mutex::new(None));
+    let inbound = Box::new(Replies { refusal: refusal.clone() });
+    let url = gateway.url.clone().or_path("/");
+    let mux = Mux::dial(net, &url, &options, deadline, 1, inbound)?;
+    let version = Object::new().put("protocol", control::PROTOCOL).finish();
+    let project = Object::new()
+        .put_some("project_id", gateway.project_id.as_ref())
+        .put_some("project_token", gateway.project_token.as_ref())
+        .finish();
+    let mut answer = String::new();
+    for (name, step, payload) in [
+        ("version", "version", &*version),
+        ("connect", "connect", "{}"),
+        ("workspace_status", "workspace", &project),
+    ] {
+        let id = |tag: u32| format!("fs-mount-{step}-{tag}");
+        let build = |tag| Message::text(control::request(name, &id(tag), payload));
+        let reply = mux.call(build, deadline, &Cancel::new()).map_err(|e| {
+            let refused = refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
+            refused.unwrap_or(e.error)
+        });
+        let Message::Text(text) = reply.context(&url)? else {
+            let text = format!("{url}: the gateway answered in binary");
+            return Err(Error::new(Code::Unavailable, text));
+        };
+        answer = control::read_reply(name, &text).context(&url)?;
+    }
+    Ok(answer)
+}
+
+/// Ids are strings that end in the request's tag.
+struct Replies {
+    /// Why the gateway refused the whole connection.
+    refusal: Arc<Mutex<Option<Error>>>,
+}
+
+impl Inbound for Replies {
+    fn tag(&mut self, message: &Message) -> Option<u32> {
+        let Message::Text(text) = message else { return None };
+        control::text_id(text)?.rsplit_once('-')?.1.parse().ok()
+    }
+
+    fn event(&mut self, message: Message) {
+        if let Message::Text(text) = message
+            && let Some(e) = control::read_refusal(&text)
+        {
+            *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+        }
+    }
+}
+
+/// The exports in a workspace: all that are configured, where the gateway tells them, else those it
+/// selected. Entries without an address are left out.
+fn mounts(payload: &str) -> Result<Vec<Endpoint>> {
+    let bad = |what: String| Error::new(Code::InvalidPayload, format!("workspace_status: {what}"));
+    let fields = Fields::parse(payload).map_err(|_| bad("the payload is not an object".into()))?;
+    let desired = fields.array("desired_mounts")?.filter(|all| !all.is_empty());
+    let listed = match desired {
+        Some(listed) => listed,
+        None => fields.array("mounts")?.unwrap_or_default(),
+    };
+    if listed.len() > MOUNTS_MAX {
+        return Err(bad(format!("more than {MOUNTS_MAX} mounts")));
+    }
+    let mut all = Vec::new();
+    for (n, entry) in listed.into_iter().enumerate() {
+        let f = Fields::of("a mount", entry).map_err(|e| bad(format!("mounts[{n}]: {e}")))?;
+        let text = |name: &str| f.string(name).ok().flatten().filter(|s| !s.is_empty());
+        let path =
+            text("mount_path").ok_or_else(|| bad(format!("mounts[{n}].mount_path is missing")))?;
+        let mount_path = TreePath::parse(&path).map_err(|e| bad(format!("mounts[{n}]: {e}")))?;
+        let url = text("fs_url").filter(|url| url.contains("/v2/fs"));
+        let Some(url) = url.and_then(|url| WsUrl::parse(&url).ok()) else { continue };
+        all.push(Endpoint {
+            name: text("node_name").or_else(|| text("node_id")).unwrap_or_else(|| "node".into()),
+            url,
+            export: text("export_name"),
+            mount_path,
+            token: text("fs_auth_token"),
+        });
+    }
+    Ok(all)
+}
+
+/// The thread that keeps a mount as the workspace is.
+pub struct Following {
+    cancel: Cancel,
+    thread: JoinHandle<()>,
+}
+
+/// Asks the gateway every `interval_ms` and applies what changed; open files stay. A gateway that is
+/// away changes nothing.
+pub fn follow(
+    world: Arc<World>,
+    net: Arc<Net>,
+    gateway: Gateway,
+    explicit: Vec<Source>,
+    interval_ms: u64,
+) -> Result<Following> {
+    let cancel = Cancel::new();
+    let ended = cancel.clone();
+    let run = move || {
+        let mut away = false;
+        let pause = Notify::default();
+        loop {
+            let next = pause.wait(pause.seen(), Deadline::after_ms(interval_ms));
+            if next.block(Deadline::never(), &ended).is_err() {
+                return;
+            }
+            let applied =
+                hydrate(&world, &net, &gateway, &explicit).and_then(|wanted| world.set(wanted));
+            match &applied {
+                Ok(()) if away => log::info!("the workspace is known again"),
+                Err(e) if !away => log::warn!("the workspace stays as it was: {e}"),
+                _ => {}
+            }
+            away = applied.is_err();
+        }
+    };
+    let thread = std::thread::Builder::new().name("workspace-sync".into()).spawn(run);
+    Ok(Following { cancel, thread: thread.context("workspace thread")? })
+}
+
+impl Following {
+    /// Ends the thread without waiting for a gateway that does not answer.
+    pub fn stop(self) {
+        self.cancel.cancel();
+        if self.thread.is_finished() {
+            let _ = self.thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_read_as_gateways_send_them() {
+        let entry = r#"{"mount_path":"/nodes/local/fs","node_id":"node-1","export_name":"work",
+            "node_name":"local","fs_url":"ws://127.0.0.1:1/v2/fs","fs_auth_token":"s","state":"online"}"#;
+        let bare = r#"{"mount_path":"/src/","node_id":"node-2","export_name":"","node_name":null,
+            "fs_url":"ws://127.0.0.1:2/v2/fs","fs_auth_token":null}"#;
+        let missing = r#"{"mount_path":"/x","node_id":"node-3","fs_url":null,"state":"missing"}"#;
+        let all = mounts(&format!(r#"{{"mounts":[{entry},{bare},{missing}]}}"#)).unwrap();
+        let shown: Vec<_> = all
+            .iter()
+            .map(|e| (&*e.name, e.mount_path.to_string(), e.export.as_deref(), e.token.as_deref()))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("local", "/nodes/local/fs".to_owned(), Some("work"), Some("s")),
+                ("node-2", "/src".to_owned(), None, None)
+            ]
+        );
+        let both = format!(r#"{{"mounts":[{entry}],"desired_mounts":[{bare},{entry}]}}"#);
+        assert_eq!(mounts(&both).unwrap().len(), 2);
+        assert!(mounts("{}").unwrap().is_empty());
+        for bad in [
+            "[]",
+            r#"{"mounts":[7]}"#,
+            r#"{"mounts":[{}]}"#,
+            r#"{"mounts":[{"mount_path":"/../x"}]}"#,
+        ] {
+            let e = mounts(bad).unwrap_err();
+            assert!(
+                e.code == Code::InvalidPayload && e.message.contains("workspace_status"),
+                "{e}"
+            );
+        }
+    }
+
+    #[test]
+    fn replies_are_told_apart_by_the_end_of_their_id() {
+        let mut replies = Replies { refusal: Arc::default() };
+        let mut tag = |text: &str| replies.tag(&Message::text(text.to_owned()));
+        assert_eq!(tag(r#"{"id":"fs-mount-connect-7"}"#), Some(7));
+        assert_eq!(tag(r#"{"id":"other"}"#), None);
+        assert_eq!(tag("{}"), None);
+    }
+}

@@ -1,0 +1,114 @@
+//! Endpoints as one tree: a connection to each export, kept as long as it is wanted, and the union over
+//! their mount paths.
+
+use super::endpoint::Endpoint;
+use crate::base::{Deadline, Result, TreePath};
+use crate::net::{Net, WsUrl};
+use crate::vfs::remote::{Dial, Peer, Remote};
+use crate::vfs::{Cx, Member, MountPoint, NodeId, Tree, Union};
+use crate::wire::fs::{Binding, Hello};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// An export, and with what right it is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    pub endpoint: Endpoint,
+    /// Bearer of the HTTP upgrade: the gateway's own export.
+    pub bearer: Option<String>,
+    /// In whose name the gateway's namespace is seen.
+    pub binding: Option<Binding>,
+}
+
+impl From<Endpoint> for Source {
+    fn from(endpoint: Endpoint) -> Source {
+        Source { endpoint, bearer: None, binding: None }
+    }
+}
+
+/// A source with its connection, which is made when it is first needed.
+#[derive(Clone)]
+pub struct Attached {
+    pub source: Source,
+    pub remote: Arc<Remote>,
+}
+
+pub struct World {
+    net: Arc<Net>,
+    pub tree: Arc<Union>,
+    /// For each call of the tree.
+    pub timeout_ms: u64,
+    attached: Mutex<Vec<Attached>>,
+}
+
+impl World {
+    pub fn new(net: Arc<Net>, timeout_ms: u64) -> Result<World> {
+        let tree = Arc::new(Union::new(Vec::new(), Vec::new())?);
+        Ok(World { net, tree, timeout_ms, attached: Mutex::default() })
+    }
+
+    /// For one call.
+    pub fn cx(&self) -> Cx {
+        Cx::internal(Deadline::after_ms(self.timeout_ms))
+    }
+
+    /// What is mounted, in order.
+    pub fn attached(&self) -> Vec<Attached> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The connection that is kept for a source, or a new one, which the first use will make.
+    pub fn attach(&self, source: &Source) -> Attached {
+        let kept = self.attached().into_iter().find(|a| a.source == *source);
+        kept.unwrap_or_else(|| {
+            let (endpoint, source) = (&source.endpoint, source.clone());
+            let dial = Dial {
+                net: self.net.clone(),
+                url: endpoint.url.clone(),
+                bearer: source.bearer.clone(),
+                hello: Hello {
+                    auth_token: endpoint.token.clone(),
+                    binding: source.binding.clone(),
+                    ..Hello::default()
+                },
+                binary: true,
+            };
+            let remote = Remote::new(Peer::new(Arc::new(dial)), endpoint.export.clone());
+            Attached { source, remote }
+        })
+    }
+
+    /// Mounts these and nothing else; what stays keeps its connection and its ids. Errors: as
+    /// [`Union::set`], with nothing changed.
+    pub fn set(&self, wanted: Vec<Attached>) -> Result<()> {
+        let mut mounts: Vec<MountPoint> = Vec::new();
+        for Attached { source, remote } in &wanted {
+            let Endpoint { name, mount_path, .. } = &source.endpoint;
+            let member = Member { name: name.clone(), tree: remote.clone(), root: NodeId::ROOT };
+            match mounts.iter_mut().find(|m| m.path == *mount_path) {
+                Some(mount) => mount.members.push(member),
+                None => mounts.push(MountPoint { path: mount_path.clone(), members: vec![member] }),
+            }
+        }
+        self.tree.set(mounts, Vec::new())?;
+        *self.attached.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
+        Ok(())
+    }
+
+    /// Whether a path is a directory that only holds mount points.
+    pub fn is_virtual(&self, path: &TreePath) -> bool {
+        self.tree.status().iter().all(|mount| path.below(&mount.path).is_none())
+    }
+}
+
+impl Attached {
+    /// Whether the export answers by `deadline`.
+    pub fn probe(&self, deadline: Deadline) -> Result<()> {
+        let cx = Cx::internal(deadline);
+        self.remote.described(&cx)?;
+        self.remote.getattr(&cx, NodeId::ROOT).map(drop)
+    }
+
+    pub fn url(&self) -> &WsUrl {
+        &self.source.endpoint.url
+    }
+}
