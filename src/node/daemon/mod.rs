@@ -17,6 +17,7 @@ use crate::wire::{Fields, Object};
 use gateway::{Control, nonsense, read_joined};
 use state::{Identity, NodeState};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,6 +66,8 @@ pub struct Served {
 pub struct Daemon {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// Of the state file.
+    _lock: File,
 }
 
 struct Shared {
@@ -82,6 +85,7 @@ struct Shared {
 impl Daemon {
     /// Errors: `invalid_config` for a state file that cannot be read; it cannot be written.
     pub fn start(membership: Membership, served: Served) -> Result<Daemon> {
+        let lock = state::lock(&membership.state_file)?;
         let state = NodeState::load(&membership.state_file)?;
         // An invite is good for one node: better to learn now that its answer cannot be kept.
         state.save(&membership.state_file).context("--state-file")?;
@@ -104,7 +108,7 @@ impl Daemon {
         };
         let threads =
             vec![run("node-lease", Shared::keep_lease)?, run("node-tunnel", Shared::keep_tunnel)?];
-        Ok(Daemon { shared, threads })
+        Ok(Daemon { shared, threads, _lock: lock })
     }
 
     /// Tells the threads to end; the connections end with the [`Net`].

@@ -250,6 +250,9 @@ fn a_node_that_was_killed_comes_back_as_itself() {
     let _node = Node::member(&gateway, dir.path(), None);
     gateway.reads(&path, b"again");
     assert_eq!(node_id(dir.path()), id);
+    let mut second = Node::member(&gateway, dir.path(), None);
+    assert_eq!(second.exit_code(), Some(78));
+    second.says("another spiderweb-fs-node is running");
     let nodes = gateway.admin().control("node_list", json!({})).unwrap();
     let named = |n: &&Value| n["node_name"] == "edge";
     assert_eq!(nodes["nodes"].as_array().unwrap().iter().filter(named).count(), 1);
