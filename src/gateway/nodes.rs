@@ -68,6 +68,7 @@ impl Nodes {
     pub fn prune(&self) {
         let state = self.plane.state();
         self.lock().retain(|node_id, _| state.node(node_id).is_ok());
+        self.tunnels.retain(|node_id| state.node(node_id).is_ok());
     }
 }
 

@@ -54,6 +54,15 @@ impl Tunnels {
         }
     }
 
+    /// Ends the tunnels of all nodes but those that `is_known`.
+    pub fn retain(&self, is_known: impl Fn(&str) -> bool) {
+        for (node_id, tunnel) in self.lock().iter() {
+            if !is_known(node_id) {
+                tunnel.conn.close(None, "");
+            }
+        }
+    }
+
     fn close(&self, node_id: &str, tunnel: &Arc<Tunnel>) {
         let mut tunnels = self.lock();
         if tunnels.get(node_id).is_some_and(|t| Arc::ptr_eq(t, tunnel)) {

@@ -426,6 +426,7 @@ fn on_handle(session: &Session, ready: &Ready, cx: &Cx, call: &Call) -> Result<A
             let request = LockRequest { kind: convert::lock(*kind), owner: *owner };
             match tree.lock(cx, open.handle, request) {
                 Err(e) if e.errno() == libc::EAGAIN && *wait => Ok(Attempt::Locked),
+                Err(e) if e.errno() == libc::EAGAIN => Err(Error::new(Code::Again, "would block")),
                 outcome => outcome.map(done),
             }
         }

@@ -5,6 +5,7 @@ mod conformance;
 mod gateway;
 mod mount;
 mod net;
+mod node;
 mod program;
 mod provider;
 mod provider_fake;

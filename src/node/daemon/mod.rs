@@ -17,7 +17,9 @@ use crate::wire::{Fields, Object};
 use gateway::{Control, nonsense, read_joined};
 use state::{Identity, NodeState};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use tunnel::Tunnel;
@@ -64,6 +66,8 @@ pub struct Served {
 pub struct Daemon {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// Of the state file.
+    _lock: File,
 }
 
 struct Shared {
@@ -73,12 +77,15 @@ struct Shared {
     /// Notified when the identity changes.
     changed: Notify,
     tunnel: Mutex<Option<Conn>>,
+    /// The gateway has once refused an identity that this node had.
+    disowned: AtomicBool,
     stop: Cancel,
 }
 
 impl Daemon {
     /// Errors: `invalid_config` for a state file that cannot be read; it cannot be written.
     pub fn start(membership: Membership, served: Served) -> Result<Daemon> {
+        let lock = state::lock(&membership.state_file)?;
         let state = NodeState::load(&membership.state_file)?;
         // An invite is good for one node: better to learn now that its answer cannot be kept.
         state.save(&membership.state_file).context("--state-file")?;
@@ -91,17 +98,17 @@ impl Daemon {
             state: Mutex::new(state),
             changed: Notify::default(),
             tunnel: Mutex::default(),
+            disowned: AtomicBool::new(false),
             stop: Cancel::new(),
         });
-        let jobs: [(&str, fn(&Shared)); 2] =
-            [("node-lease", Shared::keep_lease), ("node-tunnel", Shared::keep_tunnel)];
-        let mut threads = Vec::new();
-        for (name, job) in jobs {
+        let run = |name: &str, job: fn(&Shared)| {
             let shared = shared.clone();
             let thread = std::thread::Builder::new().name(name.into());
-            threads.push(thread.spawn(move || job(&shared)).context("node thread")?);
-        }
-        Ok(Daemon { shared, threads })
+            thread.spawn(move || job(&shared)).context("node thread")
+        };
+        let threads =
+            vec![run("node-lease", Shared::keep_lease)?, run("node-tunnel", Shared::keep_tunnel)?];
+        Ok(Daemon { shared, threads, _lock: lock })
     }
 
     /// Tells the threads to end; the connections end with the [`Net`].
@@ -150,12 +157,8 @@ impl Shared {
     }
 
     fn keep_lease(&self) {
-        let mut member = Member {
-            shared: self,
-            pairing: self.membership.pairing.clone(),
-            disowned: false,
-            published: None,
-        };
+        let mut member =
+            Member { shared: self, pairing: self.membership.pairing.clone(), published: None };
         let mut failures = 0;
         while !self.stop.is_cancelled() {
             let seen = self.changed.seen();
@@ -185,6 +188,7 @@ impl Shared {
             "the gateway does not know this node as {}: {why}; joining anew",
             identity.node_id
         );
+        self.disowned.store(true, Ordering::Release);
         self.set(NodeState::default());
         if let Some(conn) = self.tunnel().take() {
             conn.close(None, "");
@@ -233,8 +237,6 @@ impl Shared {
 struct Member<'a> {
     shared: &'a Shared,
     pairing: Pairing,
-    /// The gateway has once refused an identity that this node had.
-    disowned: bool,
     /// The node whose services this process has published.
     published: Option<String>,
 }
@@ -274,7 +276,7 @@ impl Member<'_> {
                 self.joined(joined);
                 Ok(0)
             }
-            Err(e) if self.disowned && is_spent(&e) => {
+            Err(e) if self.shared.disowned.load(Ordering::Acquire) && is_spent(&e) => {
                 log::warn!("{e} ({}); asking to join instead", e.code.wire());
                 self.pairing = Pairing::Request;
                 Ok(0)
@@ -344,7 +346,6 @@ impl Member<'_> {
         if let Err(e) = &outcome
             && matches!(e.code, Code::NodeNotFound | Code::NodeAuthFailed)
         {
-            self.disowned = true;
             self.shared.disown(identity, e);
             return Ok(0);
         }

@@ -5,6 +5,8 @@ use crate::base::{Code, Error, Result, ResultExt};
 use crate::store::atomic;
 use crate::wire::control::Joined;
 use serde::{Deserialize, Serialize};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Largest state file read (spec: fs 8).
@@ -42,6 +44,31 @@ impl Default for NodeState {
             node_name: None,
             fs_url: None,
         }
+    }
+}
+
+/// Keeps a second program from being the same node: each would end the other's tunnel. Held until it is
+/// dropped. Errors: `invalid_config`.
+pub fn lock(path: &Path) -> Result<File> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let open = || {
+        if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        }
+        OpenOptions::new().create(true).append(true).mode(0o600).open(Path::new(&name))
+    };
+    let file = open().context(format!("--state-file {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::new(
+            Code::Config,
+            format!(
+                "--state-file {}: another spiderweb-fs-node is running with it; give each its own",
+                path.display()
+            ),
+        )),
+        Err(TryLockError::Error(e)) => Err(Error::from(e).context("--state-file")),
     }
 }
 

@@ -186,7 +186,9 @@ impl Request {
             return Err(unsupported(!acheron::is_known(&envelope.name)));
         };
         let op = Op::from_wire(op).ok_or_else(|| unsupported(true))?;
-        let bad = |e: Error| Fault { tag, message: e.message.into_owned(), close: false };
+        // A hello that is wrong ends the connection, also a later one (spec: fs 3.1).
+        let close = op == Op::Hello;
+        let bad = |e: Error| Fault { tag, message: e.message.into_owned(), close };
         let payload = Fields::parse(envelope.payload())
             .map_err(|_| bad(Error::invalid("InvalidPayload: payload must be an object")))?;
         let args = Args { op, top: &envelope.fields, payload };

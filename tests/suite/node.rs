@@ -1,0 +1,5 @@
+//! The node: its protocol as a client sees it, and the program as part of a gateway.
+
+mod daemon;
+mod protocol;
+mod raw;
