@@ -1,9 +1,9 @@
 //! `spiderweb-control`: one control operation from the shell (spec: control 1.1).
 
 use super::{Args, Flag, Program, usage};
-use crate::base::{Cancel, Code, Deadline, Error, Result, ResultExt, Timer};
-use crate::net::{DialOptions, Inbound, Message, Mux, Net, WsUrl};
-use crate::wire::{Fields, control};
+use crate::base::{Cancel, Deadline, Result, ResultExt, Timer};
+use crate::net::{Control, Net, WsUrl};
+use crate::wire::control;
 use serde_json::Value;
 use std::io::Read;
 
@@ -54,24 +54,11 @@ pub fn run(args: Args) -> Result<()> {
     );
 
     let net = Net::start(1, Timer::start())?;
-    let options = DialOptions { bearer: super::bearer(&args)?, ..DialOptions::default() };
-    let mux = Mux::dial(&net, &url, &options, deadline, 1, Box::new(Replies))?;
-    let call = |name: &str, payload: &str| -> Result<String> {
-        let build =
-            |tag| Message::text(control::request(name, &format!("control-cli-{tag}"), payload));
-        match mux.call(build, deadline, &Cancel::new())? {
-            Message::Text(text) => Ok(text.to_string()),
-            Message::Binary(_) => {
-                Err(Error::new(Code::Unavailable, "the gateway answered in binary"))
-            }
-        }
-    };
-    let version = call("version", &format!(r#"{{"protocol":"{}"}}"#, control::PROTOCOL))?;
-    control::read_reply("version", &version)?;
-    control::read_reply("connect", &call("connect", "{}")?)?;
-    let reply = call(&operation, &payload)?;
+    let (bearer, cancel) = (super::bearer(&args)?, Cancel::new());
+    let control = Control::open(&net, &url, bearer, "control-cli", deadline, &cancel)?;
+    let reply = control.ask(&operation, &payload, deadline, &cancel)?;
     let outcome = control::read_reply(&operation, &reply);
-    let shown = if args.has("--pretty") { indented(&reply) } else { reply };
+    let shown = if args.has("--pretty") { indented(&reply) } else { reply.to_string() };
     match outcome {
         Ok(_) => super::print(&format!("{shown}\n")),
         // The whole envelope goes to standard error, as scripts expect; the exit status says the rest.
@@ -112,19 +99,4 @@ fn payload(args: &Args, operation: &str) -> Result<String> {
 fn indented(json: &str) -> String {
     let value: Option<Value> = serde_json::from_str(json).ok();
     value.and_then(|v| serde_json::to_string_pretty(&v).ok()).unwrap_or_else(|| json.to_owned())
-}
-
-/// Finds a reply's request by the number in its id. A refusal of the whole connection has no id and
-/// answers what waits; other frames were not asked for.
-struct Replies;
-
-impl Inbound for Replies {
-    fn tag(&mut self, message: &Message) -> Option<u32> {
-        let Message::Text(text) = message else { return None };
-        if control::read_refusal(text).is_some() {
-            return Some(1);
-        }
-        let id = Fields::parse(text).ok()?.string("id").ok()??;
-        id.strip_prefix("control-cli-")?.parse().ok()
-    }
 }

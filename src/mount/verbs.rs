@@ -8,7 +8,6 @@ use crate::vfs::{
     SetAttr, Tree,
 };
 use crate::wire::Object;
-use crate::wire::fs;
 use bytes::Bytes;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -63,26 +62,8 @@ fn listing(dots: &[(&str, Attr)], page: &DirPage) -> Object {
 
 /// The attributes under their names of the wire (spec: fs 4).
 fn json(a: &Attr) -> String {
-    let attr = fs::Attr {
-        id: a.id.0,
-        kind: match a.kind {
-            Kind::Dir => 2,
-            Kind::Symlink => 3,
-            Kind::File | Kind::Special => 1,
-        },
-        mode: a.mode,
-        nlink: a.nlink,
-        uid: a.uid,
-        gid: a.gid,
-        size: a.size,
-        blocks: Some(a.blocks),
-        atime_ns: a.atime_ns,
-        mtime_ns: a.mtime_ns,
-        ctime_ns: a.ctime_ns,
-        generation: a.generation,
-    };
     // Numbers only: cannot fail.
-    serde_json::to_string(&attr).unwrap_or_default()
+    serde_json::to_string(&vfs::wire::attr_to(a.id.0, a)).unwrap_or_default()
 }
 
 /// Copies a file to `out`, piece by piece, however long it makes its reader wait. A reader of `out` that

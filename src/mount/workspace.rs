@@ -5,11 +5,11 @@
 use super::endpoint::Endpoint;
 use super::world::{Attached, Source, World};
 use crate::base::{Cancel, Code, Deadline, Error, Notify, Result, ResultExt, TreePath};
-use crate::net::{DialOptions, Inbound, Message, Mux, Net, WsUrl};
-use crate::wire::control::{self, REPLY_TIMEOUT_MS};
+use crate::net::{Control, Net, WsUrl};
+use crate::wire::control::REPLY_TIMEOUT_MS;
 use crate::wire::fs::Binding;
 use crate::wire::{Fields, Object};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 /// Mounts taken from one workspace.
@@ -100,57 +100,15 @@ fn reachable(all: Vec<Attached>) -> Vec<Attached> {
 
 /// The payload of `control.workspace_status`.
 fn status(net: &Net, gateway: &Gateway) -> Result<String> {
-    let deadline = Deadline::after_ms(REPLY_TIMEOUT_MS);
-    let options = DialOptions { bearer: gateway.bearer.clone(), ..DialOptions::default() };
-    let refusal = Arc::new(Mutex::new(None));
-    let inbound = Box::new(Replies { refusal: refusal.clone() });
+    let (deadline, cancel) = (Deadline::after_ms(REPLY_TIMEOUT_MS), Cancel::new());
     let url = gateway.url.clone().or_path("/");
-    let mux = Mux::dial(net, &url, &options, deadline, 1, inbound)?;
-    let version = Object::new().put("protocol", control::PROTOCOL).finish();
+    let bearer = gateway.bearer.clone();
+    let control = Control::open(net, &url, bearer, "fs-mount", deadline, &cancel).context(&url)?;
     let project = Object::new()
         .put_some("project_id", gateway.project_id.as_ref())
         .put_some("project_token", gateway.project_token.as_ref())
         .finish();
-    let mut answer = String::new();
-    for (name, step, payload) in [
-        ("version", "version", &*version),
-        ("connect", "connect", "{}"),
-        ("workspace_status", "workspace", &project),
-    ] {
-        let id = |tag: u32| format!("fs-mount-{step}-{tag}");
-        let build = |tag| Message::text(control::request(name, &id(tag), payload));
-        let reply = mux.call(build, deadline, &Cancel::new()).map_err(|e| {
-            let refused = refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
-            refused.unwrap_or(e.error)
-        });
-        let Message::Text(text) = reply.context(&url)? else {
-            let text = format!("{url}: the gateway answered in binary");
-            return Err(Error::new(Code::Unavailable, text));
-        };
-        answer = control::read_reply(name, &text).context(&url)?;
-    }
-    Ok(answer)
-}
-
-/// Ids are strings that end in the request's tag.
-struct Replies {
-    /// Why the gateway refused the whole connection.
-    refusal: Arc<Mutex<Option<Error>>>,
-}
-
-impl Inbound for Replies {
-    fn tag(&mut self, message: &Message) -> Option<u32> {
-        let Message::Text(text) = message else { return None };
-        control::text_id(text)?.rsplit_once('-')?.1.parse().ok()
-    }
-
-    fn event(&mut self, message: Message) {
-        if let Message::Text(text) = message
-            && let Some(e) = control::read_refusal(&text)
-        {
-            *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
-        }
-    }
+    control.call("workspace_status", &project, deadline, &cancel).context(&url)
 }
 
 /// The exports in a workspace: all that are configured, where the gateway tells them, else those it
@@ -273,14 +231,5 @@ mod tests {
                 "{e}"
             );
         }
-    }
-
-    #[test]
-    fn replies_are_told_apart_by_the_end_of_their_id() {
-        let mut replies = Replies { refusal: Arc::default() };
-        let mut tag = |text: &str| replies.tag(&Message::text(text.to_owned()));
-        assert_eq!(tag(r#"{"id":"fs-mount-connect-7"}"#), Some(7));
-        assert_eq!(tag(r#"{"id":"other"}"#), None);
-        assert_eq!(tag("{}"), None);
     }
 }

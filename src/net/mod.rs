@@ -3,6 +3,7 @@
 
 mod conn;
 mod connection;
+mod control;
 mod dial;
 mod head;
 mod listener;
@@ -14,6 +15,7 @@ mod transport;
 mod url;
 
 pub use conn::{Conn, InFlight, Limits, MESSAGE_MAX, MESSAGE_MAX_UNAUTHENTICATED};
+pub use control::Control;
 pub use dial::DialOptions;
 pub use head::{Head, Response};
 pub use listener::{CONNECTIONS_MAX, Listener, raise_open_files};

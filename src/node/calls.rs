@@ -7,7 +7,7 @@ use super::session::{Open, Ready, Session};
 use crate::base::{Code, Error, Result, TreePath, Wait};
 use crate::vfs::{
     Attr, Cx, FileKind, Kind, LockRequest, NodeId, OpenFlags, PageLimit, Read, ReadDir,
-    RenameFlags, SetAttr, Written, XattrFlags, walk,
+    RenameFlags, SetAttr, Written, XattrFlags, walk, wire,
 };
 use crate::wire::DATA_MAX;
 use crate::wire::fs::{self, Call, Op, Reply};
@@ -115,7 +115,7 @@ fn on_node(session: &Session, ready: &Ready, cx: &Cx, call: &Call) -> Result<Att
         Call::Setattr { node, h, set } => {
             let at = At::changing(ready, *node)?;
             let handle = h.map(|h| session.opened(h)).transpose()?.map(|o| o.handle);
-            let set = convert::set_attr(set);
+            let set = wire::set_from(set);
             at.attr(&at.export.tree.setattr(cx, at.node, handle, &set)?)
         }
         Call::Unlink { dir, name } => {
@@ -151,7 +151,7 @@ fn on_node(session: &Session, ready: &Ready, cx: &Cx, call: &Call) -> Result<Att
         Call::Statfs { node } => {
             let at = At::of(ready, *node)?;
             let stat = at.export.tree.statfs(cx, at.node)?;
-            Ok(Attempt::Done(Reply::StatFs(convert::stat_fs(stat))))
+            Ok(Attempt::Done(Reply::StatFs(stat)))
         }
         _ => xattr(ready, cx, call),
     }
@@ -343,7 +343,7 @@ fn skip(cx: &Cx, at: &At<'_>, n: u64) -> Result<u64> {
 
 fn open(session: &Session, ready: &Ready, cx: &Cx, node: u64, bits: u32) -> Result<Attempt> {
     let at = At::of(ready, node)?;
-    let mut flags = convert::flags(bits);
+    let mut flags = wire::flags_from(bits);
     if ready.ext.is_none() {
         // Old clients send the kernel's flags as they come and do what these mean themselves.
         flags = OpenFlags { append: false, truncate: false, ..flags };
@@ -366,7 +366,7 @@ fn create(
     bits: u32,
 ) -> Result<Attempt> {
     let at = At::changing(ready, dir)?;
-    let mut flags = convert::flags(bits);
+    let mut flags = wire::flags_from(bits);
     if ready.ext.is_none() {
         // The base protocol creates exclusively, and its handle always writes (spec: fs 5, create).
         flags = OpenFlags { exclusive: true, ..OpenFlags::READ_WRITE };
@@ -423,7 +423,7 @@ fn on_handle(session: &Session, ready: &Ready, cx: &Cx, call: &Call) -> Result<A
         Call::Flush { .. } => Ok(written(tree.flush(cx, open.handle)?)),
         Call::Fsync { data_only, .. } => tree.fsync(cx, open.handle, *data_only).map(done),
         Call::Lock { kind, wait, owner, .. } => {
-            let request = LockRequest { kind: convert::lock(*kind), owner: *owner };
+            let request = LockRequest { kind: wire::lock_from(*kind), owner: *owner };
             match tree.lock(cx, open.handle, request) {
                 Err(e) if e.errno() == libc::EAGAIN && *wait => Ok(Attempt::Locked),
                 Err(e) if e.errno() == libc::EAGAIN => Err(Error::new(Code::Again, "would block")),

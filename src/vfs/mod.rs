@@ -12,6 +12,7 @@ mod types;
 mod union;
 pub mod walk;
 mod watchers;
+pub mod wire;
 
 pub use local::{Local, LocalOptions};
 pub use synthetic::Synthetic;

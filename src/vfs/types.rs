@@ -2,6 +2,8 @@
 //! context that every call carries.
 
 use crate::base::{Cancel, Code, Deadline, Error, Result, Wait};
+/// What `statfs` tells has the same members on the wire.
+pub use crate::wire::fs::StatFs;
 use bytes::Bytes;
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -272,19 +274,6 @@ pub struct LockRequest {
     pub kind: LockKind,
     /// Tells lock owners of one session apart.
     pub owner: u64,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StatFs {
-    pub bsize: u32,
-    pub frsize: u32,
-    pub blocks: u64,
-    pub bfree: u64,
-    pub bavail: u64,
-    pub files: u64,
-    pub ffree: u64,
-    pub favail: u64,
-    pub namemax: u32,
 }
 
 /// Something changed. Whoever caches drops what it knew.

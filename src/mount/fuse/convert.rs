@@ -1,7 +1,7 @@
 //! The kernel's words and ours.
 
 use crate::base::Error;
-use crate::vfs::{Access, Attr, Kind, NodeId, OpenFlags, RenameFlags, SetTime};
+use crate::vfs::{Attr, Kind, NodeId, OpenFlags, RenameFlags, SetTime};
 use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -74,16 +74,7 @@ pub fn set_time(t: TimeOrNow) -> SetTime {
 }
 
 pub fn open_flags(flags: i32) -> OpenFlags {
-    OpenFlags {
-        access: match flags & libc::O_ACCMODE {
-            libc::O_RDONLY => Access::Read,
-            libc::O_WRONLY => Access::Write,
-            _ => Access::ReadWrite,
-        },
-        append: flags & libc::O_APPEND != 0,
-        truncate: flags & libc::O_TRUNC != 0,
-        exclusive: flags & libc::O_EXCL != 0,
-    }
+    crate::vfs::wire::flags_from(flags as u32)
 }
 
 /// Errors: EINVAL for a flag that no tree knows.

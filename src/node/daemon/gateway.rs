@@ -3,12 +3,9 @@
 
 use super::DIAL_TIMEOUT_MS;
 use crate::base::{Cancel, Code, Deadline, Error, Result};
-use crate::net::{DialOptions, Inbound, Message, Mux, Net, WsUrl};
+use crate::net::{self, Net, WsUrl};
+use crate::wire::Object;
 use crate::wire::control::{self, Joined};
-use crate::wire::{Fields, Object};
-
-/// Ids of our requests, before their number.
-const ID: &str = "fs-node-op-";
 
 /// Where the gateway is, and how this node proves that it may talk.
 #[derive(Clone)]
@@ -18,9 +15,9 @@ pub struct Way {
     pub token: Option<String>,
 }
 
-/// A connection that has said hello.
+/// A connection that has shaken hands.
 pub struct Control<'a> {
-    mux: Mux,
+    control: net::Control,
     stop: &'a Cancel,
 }
 
@@ -31,25 +28,17 @@ impl<'a> Control<'a> {
             Some(_) => way.url.clone(),
             None => way.url.clone().with_path("/v2/join"),
         };
-        let options = DialOptions { bearer: way.token.clone(), ..DialOptions::default() };
         let deadline = Deadline::after_ms(DIAL_TIMEOUT_MS);
-        let mux = Mux::dial(net, &url, &options, deadline, 1, Box::new(Replies))?;
-        let control = Control { mux, stop };
-        control.call("version", Object::new().put("protocol", control::PROTOCOL))?;
-        control.call("connect", Object::new())?;
-        Ok(control)
+        let control =
+            net::Control::open(net, &url, way.token.clone(), "fs-node-op", deadline, stop)?;
+        Ok(Control { control, stop })
     }
 
     /// The reply's payload. Errors: the gateway's, under its code; `timeout`, `unavailable`,
     /// `cancelled`.
     pub fn call(&self, name: &str, payload: Object) -> Result<String> {
-        let payload = payload.finish();
-        let build = |tag| Message::text(control::request(name, &format!("{ID}{tag}"), &payload));
         let deadline = Deadline::after_ms(control::REPLY_TIMEOUT_MS);
-        match self.mux.call(build, deadline, self.stop)? {
-            Message::Text(text) => control::read_reply(name, &text),
-            Message::Binary(_) => Err(nonsense(name, "is binary")),
-        }
+        self.control.call(name, &payload.finish(), deadline, self.stop)
     }
 
     /// As [`Control::call`], for operations that answer with credentials.
@@ -70,18 +59,4 @@ pub fn read_joined(name: &str, payload: &str) -> Result<Joined> {
 
 pub fn nonsense(name: &str, what: &str) -> Error {
     Error::new(Code::Unavailable, format!("the gateway's reply to control.{name} {what}"))
-}
-
-/// Finds a reply's request by the number in its id. A connection that is refused outright gets a frame
-/// without an id, which answers the first request; other frames were not asked for.
-struct Replies;
-
-impl Inbound for Replies {
-    fn tag(&mut self, message: &Message) -> Option<u32> {
-        let Message::Text(text) = message else { return None };
-        if control::read_refusal(text).is_some() {
-            return Some(1);
-        }
-        Fields::parse(text).ok()?.str("id").ok()??.strip_prefix(ID)?.parse().ok()
-    }
 }

@@ -2,9 +2,10 @@
 //! where the file makes its readers wait.
 
 use super::peer::{Link, read};
-use super::tree::{Remote, Wire, attr, bits, unexpected};
+use super::tree::{Remote, Wire, unexpected};
 use crate::base::{Counted, Deadline, Error, Name, Notify, Result};
 use crate::net::{CallError, Message};
+use crate::vfs::wire;
 use crate::vfs::{
     Access, Attr, Cx, Event, FileKind, Handle, NodeId, OpenFlags, Opened, Read, SetAttr, Tree,
     Written,
@@ -44,14 +45,6 @@ impl OpenFile {
     }
 }
 
-fn kind(open: &OpenReply) -> FileKind {
-    match open.kind.as_deref() {
-        Some("message") => FileKind::Message,
-        Some("stream") => FileKind::Stream,
-        _ => FileKind::Plain,
-    }
-}
-
 impl Remote {
     fn keep(
         &self,
@@ -60,15 +53,17 @@ impl Remote {
         flags: OpenFlags,
         open: &OpenReply,
     ) -> Result<Opened> {
+        let kind = wire::kind_from(open.kind.as_deref());
         let state = State { epoch: link.epoch, h: open.h, pending: None };
-        let file = OpenFile { node, flags, kind: kind(open), state: Mutex::new(state) };
+        let file = OpenFile { node, flags, kind, state: Mutex::new(state) };
         let handle = self.handles.insert(node, file)?;
-        Ok(Opened { handle, kind: kind(open), generation: open.generation })
+        Ok(Opened { handle, kind, generation: open.generation })
     }
 
     pub(super) fn open_file(&self, cx: &Cx, node: NodeId, flags: OpenFlags) -> Result<Opened> {
-        let make =
-            |link: &Link| Ok(Call::Open { node: self.wire(cx, link, node)?, flags: bits(flags) });
+        let make = |link: &Link| {
+            Ok(Call::Open { node: self.wire(cx, link, node)?, flags: wire::flags_to(flags) })
+        };
         let (opened, old) = self.run(cx, Op::Open, make, |link, reply| match reply {
             Reply::Open(open) => {
                 Ok((self.keep(link, node, flags, &open)?, !link.ext.has(Op::Setattr)))
@@ -99,7 +94,7 @@ impl Remote {
                 dir: self.wire(cx, link, dir)?,
                 name: name.as_os_str().to_os_string(),
                 mode: libc::S_IFREG | (mode & 0o7777),
-                flags: bits(flags),
+                flags: wire::flags_to(flags),
             })
         };
         let made = self.run(cx, Op::Create, make, |link, reply| match reply {
@@ -111,7 +106,7 @@ impl Remote {
                 if is_news {
                     self.announce(Event::All { node, generation: Some(a.generation) });
                 }
-                Ok((attr(node, &a), self.keep(link, node, flags, &open)?))
+                Ok((wire::attr_from(node, &a), self.keep(link, node, flags, &open)?))
             }
             _ => Err(unexpected(Op::Create)),
         });
@@ -138,7 +133,7 @@ impl Remote {
         // What was done by opening it the first time is not done again.
         let flags = OpenFlags { truncate: false, exclusive: false, ..file.flags };
         let node = self.wire(cx, link, file.node)?;
-        let call = Call::Open { node, flags: bits(flags) };
+        let call = Call::Open { node, flags: wire::flags_to(flags) };
         let Reply::Open(open) = link.call(call, cx.deadline, &cx.cancel)? else {
             return Err(unexpected(Op::Open));
         };

@@ -9,10 +9,10 @@ use crate::net::CallError;
 use crate::vfs::handles::Handles;
 use crate::vfs::ids::{Ids, NODES_MAX, Numbering};
 use crate::vfs::watchers::Watchers;
+use crate::vfs::wire;
 use crate::vfs::{
-    Attr, Caps, Cx, DirEntry, DirPage, Event, EventSink, Handle, Kind, LockKind, LockRequest,
-    NodeId, OpenFlags, Opened, Read, ReadDir, RenameFlags, SetAttr, SetTime, StatFs, Tree, Watch,
-    Written, XattrFlags,
+    Attr, Caps, Cx, DirEntry, DirPage, Event, EventSink, Handle, LockRequest, NodeId, OpenFlags,
+    Opened, Read, ReadDir, RenameFlags, SetAttr, StatFs, Tree, Watch, Written, XattrFlags,
 };
 use crate::wire::fs::{self, Call, Op, Reply};
 use bytes::Bytes;
@@ -185,7 +185,7 @@ impl Remote {
 
     fn attr(&self, link: &Link, a: &fs::Attr, dir: NodeId, name: &OsStr) -> Attr {
         let id = self.ids.intern(&Wire { epoch: link.epoch, id: a.id }, dir, name);
-        attr(id, a)
+        wire::attr_from(id, a)
     }
 
     /// The reply of a call that makes an entry; old nodes do not describe it, so it is looked up.
@@ -217,56 +217,9 @@ impl Remote {
     }
 }
 
-pub(super) fn attr(id: NodeId, a: &fs::Attr) -> Attr {
-    let by_mode = match a.mode & libc::S_IFMT {
-        libc::S_IFREG | 0 => Kind::File,
-        libc::S_IFDIR => Kind::Dir,
-        libc::S_IFLNK => Kind::Symlink,
-        _ => Kind::Special,
-    };
-    let kind = match a.kind {
-        2 => Kind::Dir,
-        3 => Kind::Symlink,
-        _ => by_mode,
-    };
-    // An old node may leave the mode out (spec: fs 21).
-    let mode = match (a.mode, kind) {
-        (0, Kind::Dir) => libc::S_IFDIR | 0o755,
-        (0, _) => libc::S_IFREG | 0o644,
-        (mode, _) => mode,
-    };
-    Attr {
-        id,
-        kind,
-        mode,
-        nlink: a.nlink,
-        uid: a.uid,
-        gid: a.gid,
-        size: a.size,
-        blocks: a.blocks.unwrap_or(a.size.div_ceil(512)),
-        atime_ns: a.atime_ns,
-        mtime_ns: a.mtime_ns,
-        ctime_ns: a.ctime_ns,
-        generation: a.generation,
-    }
-}
-
 pub(super) fn unexpected(op: Op) -> Error {
     let text = format!("the node's reply to {} is of another kind", op.upper());
     Error::new(Code::Unavailable, text)
-}
-
-pub(super) fn bits(flags: OpenFlags) -> u32 {
-    let access = match (flags.reads(), flags.writes()) {
-        (true, true) => libc::O_RDWR,
-        (false, true) => libc::O_WRONLY,
-        _ => libc::O_RDONLY,
-    };
-    let bit = |on: bool, flag: i32| if on { flag } else { 0 };
-    (access
-        | bit(flags.append, libc::O_APPEND)
-        | bit(flags.truncate, libc::O_TRUNC)
-        | bit(flags.exclusive, libc::O_EXCL)) as u32
 }
 
 fn is_new(link: &Link, op: Op) -> Result<()> {
@@ -307,7 +260,7 @@ impl Tree for Remote {
     fn getattr(&self, cx: &Cx, node: NodeId) -> Result<Attr> {
         let make = |link: &Link| Ok(Call::Getattr { node: self.wire(cx, link, node)? });
         self.run(cx, Op::Getattr, make, |_, reply| match reply {
-            Reply::Attr(a) => Ok(attr(node, &a)),
+            Reply::Attr(a) => Ok(wire::attr_from(node, &a)),
             _ => Err(unexpected(Op::Getattr)),
         })
     }
@@ -323,7 +276,7 @@ impl Tree for Remote {
             let id = self.wire(cx, link, node)?;
             if link.ext.has(Op::Setattr) {
                 let h = handle.map(|h| self.wire_handle(cx, link, h)).transpose()?;
-                return Ok(Call::Setattr { node: id, h, set: wire_set(set) });
+                return Ok(Call::Setattr { node: id, h, set: wire::set_to(set) });
             }
             // Of old nodes only the size can be changed.
             match (set.size, SetAttr { size: None, ..*set } == SetAttr::default()) {
@@ -332,7 +285,7 @@ impl Tree for Remote {
             }
         };
         self.run(cx, Op::Setattr, make, |_, reply| Ok(reply)).and_then(|reply| match reply {
-            Reply::Attr(a) => Ok(attr(node, &a)),
+            Reply::Attr(a) => Ok(wire::attr_from(node, &a)),
             _ => self.getattr(cx, node),
         })
     }
@@ -529,11 +482,7 @@ impl Tree for Remote {
     }
 
     fn lock(&self, cx: &Cx, handle: Handle, request: LockRequest) -> Result<()> {
-        let kind = match request.kind {
-            LockKind::Shared => fs::Lock::Shared,
-            LockKind::Exclusive => fs::Lock::Exclusive,
-            LockKind::Unlock => fs::Lock::Unlock,
-        };
+        let kind = wire::lock_to(request.kind);
         let make = |link: &Link| {
             let h = self.wire_handle(cx, link, handle)?;
             Ok(Call::Lock { h, kind, wait: false, owner: request.owner })
@@ -544,17 +493,7 @@ impl Tree for Remote {
     fn statfs(&self, cx: &Cx, node: NodeId) -> Result<StatFs> {
         let make = |link: &Link| Ok(Call::Statfs { node: self.wire(cx, link, node)? });
         self.run(cx, Op::Statfs, make, |_, reply| match reply {
-            Reply::StatFs(s) => Ok(StatFs {
-                bsize: s.bsize,
-                frsize: s.frsize,
-                blocks: s.blocks,
-                bfree: s.bfree,
-                bavail: s.bavail,
-                files: s.files,
-                ffree: s.ffree,
-                favail: s.favail,
-                namemax: s.namemax,
-            }),
+            Reply::StatFs(stat) => Ok(stat),
             _ => Err(unexpected(Op::Statfs)),
         })
     }
@@ -612,21 +551,4 @@ fn entries(link: &Link, at: &ReadDir) -> u32 {
 
 fn os(name: &[u8]) -> OsString {
     OsStr::from_bytes(name).to_os_string()
-}
-
-fn wire_set(set: &SetAttr) -> fs::SetAttr {
-    let ns = |t: Option<SetTime>| match t {
-        Some(SetTime::At { ns }) => Some(ns),
-        _ => None,
-    };
-    fs::SetAttr {
-        mode: set.mode,
-        uid: set.uid,
-        gid: set.gid,
-        size: set.size,
-        atime_ns: ns(set.atime),
-        mtime_ns: ns(set.mtime),
-        atime_now: set.atime == Some(SetTime::Now),
-        mtime_now: set.mtime == Some(SetTime::Now),
-    }
 }

@@ -1,0 +1,95 @@
+//! The asking end of the control channel (spec: fs 13.2): connects, shakes hands, and correlates replies
+//! with requests. What the operations mean is their callers' business.
+
+use super::{DialOptions, Inbound, Message, Mux, Net, Text, WsUrl};
+use crate::base::{Cancel, Code, Deadline, Error, Result};
+use crate::wire::control;
+
+/// A connection that has shaken hands.
+pub struct Control {
+    mux: Mux,
+    ids: &'static str,
+}
+
+impl Control {
+    /// `ids` begins the ids of the requests, for who reads the gateway's logs. Errors: as [`Net::dial`],
+    /// and the gateway's own.
+    pub fn open(
+        net: &Net,
+        url: &WsUrl,
+        bearer: Option<String>,
+        ids: &'static str,
+        deadline: Deadline,
+        cancel: &Cancel,
+    ) -> Result<Control> {
+        let options = DialOptions { bearer, ..DialOptions::default() };
+        let mux = Mux::dial(net, url, &options, deadline, 1, Box::new(Replies { ids }))?;
+        let control = Control { mux, ids };
+        let version = format!(r#"{{"protocol":"{}"}}"#, control::PROTOCOL);
+        control.call("version", &version, deadline, cancel)?;
+        control.call("connect", "{}", deadline, cancel)?;
+        Ok(control)
+    }
+
+    /// The reply as it came, error or not. Errors: `timeout`, `unavailable`, `cancelled`.
+    pub fn ask(
+        &self,
+        name: &str,
+        payload: &str,
+        deadline: Deadline,
+        cancel: &Cancel,
+    ) -> Result<Text> {
+        let id = |tag: u32| format!("{}-{tag}", self.ids);
+        let build = |tag| Message::text(control::request(name, &id(tag), payload));
+        match self.mux.call(build, deadline, cancel)? {
+            Message::Text(text) => Ok(text),
+            Message::Binary(_) => {
+                let text = format!("the gateway's reply to control.{name} is binary");
+                Err(Error::new(Code::Unavailable, text))
+            }
+        }
+    }
+
+    /// The payload of a success, as JSON. Errors: also the gateway's, under its code.
+    pub fn call(
+        &self,
+        name: &str,
+        payload: &str,
+        deadline: Deadline,
+        cancel: &Cancel,
+    ) -> Result<String> {
+        control::read_reply(name, &self.ask(name, payload, deadline, cancel)?)
+    }
+}
+
+/// Finds a reply's request by the number in its id. A connection that is refused outright gets a frame
+/// without an id, which answers the first request; other frames were not asked for.
+struct Replies {
+    ids: &'static str,
+}
+
+impl Inbound for Replies {
+    fn tag(&mut self, message: &Message) -> Option<u32> {
+        let Message::Text(text) = message else { return None };
+        if control::read_refusal(text).is_some() {
+            return Some(1);
+        }
+        control::text_id(text)?.strip_prefix(self.ids)?.strip_prefix('-')?.parse().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_are_told_apart_by_the_end_of_their_id() {
+        let mut replies = Replies { ids: "op" };
+        let mut tag = |text: &str| replies.tag(&Message::text(text.to_owned()));
+        assert_eq!(tag(r#"{"channel":"control","id":"op-7"}"#), Some(7));
+        assert_eq!(tag(r#"{"channel":"control","id":"other-7"}"#), None);
+        assert_eq!(tag("{}"), None);
+        let refusal = r#"{"type":"error","code":"provider_auth_failed","message":"forbidden"}"#;
+        assert_eq!(tag(refusal), Some(1), "it answers the first request");
+    }
+}
