@@ -133,6 +133,11 @@ fn membership(args: &Args, env: &Env, url: &str) -> Result<Membership> {
     let given = |flag: &str, var: &str| -> Result<Option<String>> {
         Ok(args.string(flag)?.filter(|t| !t.is_empty()).or_else(|| secret(env, var)))
     };
+    if args.has("--auth-token") || args.has("--auth-token-file") {
+        log::warn!(
+            "--auth-token has no effect with --control-url: the gateway decides who comes in"
+        );
+    }
     let token = given("--control-auth-token", "SPIDERWEB_AUTH_TOKEN")?;
     let invite = given("--invite-token", "SPIDERWEB_INVITE_TOKEN")?;
     let pairing = match (args.string("--pair-mode")?.as_deref(), invite) {

@@ -119,6 +119,11 @@ impl Node {
 
     /// A member of `gateway` that exports `dir/files`, its state in `dir`.
     fn member(gateway: &Gateway, dir: &Path, invite: Option<&str>) -> Node {
+        let env: Vec<_> = invite.map(|i| ("SPIDERWEB_INVITE_TOKEN", i)).into_iter().collect();
+        Node::member_with(gateway, dir, &env)
+    }
+
+    fn member_with(gateway: &Gateway, dir: &Path, env: &[(&str, &str)]) -> Node {
         let url = format!("ws://{}/", gateway.addr);
         let args = [
             "--control-url",
@@ -136,8 +141,7 @@ impl Node {
             "--reconnect-backoff-max-ms",
             "200",
         ];
-        let env: Vec<_> = invite.map(|i| ("SPIDERWEB_INVITE_TOKEN", i)).into_iter().collect();
-        Node::start(&args, &env, dir)
+        Node::start(&args, env, dir)
     }
 
     fn log(&self) -> String {
@@ -226,6 +230,19 @@ fn a_node_joins_with_an_invite_and_its_files_are_read_through_the_gateway() {
     c.call("write", json!({"h": h}), json!({"off": 0, "data_b64": "d29ybGQ="}));
     c.call("close", json!({"h": h}), json!({}));
     assert_eq!(std::fs::read(dir.path().join("files/b.txt")).unwrap(), b"world");
+    let big: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
+    std::fs::write(dir.path().join("files/big"), &big).unwrap();
+    let at = json!({"node": c.call("lookup", json!({"node": root}), json!({"name": "big"}))["attr"]["id"]});
+    let h = json!({"h": c.call("open", at, json!({}))["h"]});
+    let mut got = Vec::new();
+    loop {
+        let reply = c.call("read", h.clone(), json!({"off": got.len(), "len": 1 << 20}));
+        got.extend(spiderweb::wire::base64_decode(reply["data_b64"].as_str().unwrap()).unwrap());
+        if reply["eof"] == true {
+            break;
+        }
+    }
+    assert!(got == big, "{} of {} bytes", got.len(), big.len());
 
     use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(dir.path().join("state.json")).unwrap().permissions().mode();
@@ -233,6 +250,20 @@ fn a_node_joins_with_an_invite_and_its_files_are_read_through_the_gateway() {
     assert!(!node.log().contains(&secret), "the log tells the secret");
     node.signal(libc::SIGTERM);
     assert_eq!(node.exit_code(), Some(0));
+}
+
+#[test]
+fn a_node_with_a_token_of_the_gateway_uses_the_main_door() {
+    let (gateway, dir) = (Gateway::start(), place());
+    let invite = gateway.invite();
+    let env = [("SPIDERWEB_AUTH_TOKEN", &*gateway.admin), ("SPIDERWEB_INVITE_TOKEN", &*invite)];
+    let _node = Node::member_with(&gateway, dir.path(), &env);
+    gateway.reads(&format!("/nodes/{}/fs/a.txt", node_id(dir.path())), b"hello");
+
+    let dir = place();
+    let env = [("SPIDERWEB_AUTH_TOKEN", "wrong"), ("SPIDERWEB_INVITE_TOKEN", &*invite)];
+    let node = Node::member_with(&gateway, dir.path(), &env);
+    node.says("the gateway refused the token");
 }
 
 #[test]
