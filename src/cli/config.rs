@@ -64,6 +64,7 @@ pub fn run(args: Args) -> Result<()> {
             args.at_most(4)?;
             let name = args.word(2, "<name>")?;
             let model = args.words.get(3).map(|_| args.word(3, "<model>")).transpose()?;
+            crate::runtime::provider::check(&name)?;
             edit::set_provider(&path, &name, model.as_deref())?;
             saved(&path)
         }

@@ -59,6 +59,7 @@ pub const PROGRAM: Program = Program {
         Flag::value("--project-token", "token", "The project's token; needs --project-id"),
         Flag::value("--agent-id", "id", "The agent whose namespace is shown"),
         Flag::value("--auth-token", "token", "Bearer for the gateway (else SPIDERWEB_AUTH_TOKEN)"),
+        Flag::value("--auth-token-file", "file", "File that holds it, or auth_tokens.json"),
         Flag::value(
             "--workspace-sync-interval-ms",
             "ms",
@@ -225,8 +226,7 @@ fn gateway(args: &Args) -> Result<Option<Gateway>> {
     let Some(url) = args.parsed::<WsUrl>("--workspace-url", "a ws:// or wss:// URL")? else {
         return Ok(None);
     };
-    let env = || std::env::var("SPIDERWEB_AUTH_TOKEN").ok().filter(|t| !t.is_empty());
-    let bearer = args.string("--auth-token")?.or_else(env);
+    let bearer = super::bearer(args)?;
     Ok(Some(Gateway {
         url,
         bearer,

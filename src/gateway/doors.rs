@@ -98,7 +98,7 @@ impl Service for Doors {
             "/readyz" => http(503, "not ready"),
             path if is_endpoint(path) => {
                 let response =
-                    Response::text(426, "this is a WebSocket endpoint; ask for an upgrade\n");
+                    Response::text(426, "this is a WebSocket endpoint; ask for an upgrade");
                 Answer::Http(response.with_header("Upgrade", "websocket"))
             }
             _ => http(404, "not found"),
@@ -107,7 +107,7 @@ impl Service for Doors {
 }
 
 fn http(status: u16, text: &str) -> Answer {
-    Answer::Http(Response::text(status, format!("{text}\n")))
+    Answer::Http(Response::text(status, text))
 }
 
 fn is_endpoint(path: &str) -> bool {

@@ -4,12 +4,17 @@
 use super::{DialOptions, Inbound, Message, Mux, Net, Text, WsUrl};
 use crate::base::{Cancel, Code, Deadline, Error, Result};
 use crate::wire::control;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A connection that has shaken hands.
 pub struct Control {
     mux: Mux,
     ids: &'static str,
+    refusal: Refusal,
 }
+
+/// Why the gateway refused the whole connection, which it may say before anything was asked.
+type Refusal = Arc<Mutex<Option<Error>>>;
 
 impl Control {
     /// `ids` begins the ids of the requests, for who reads the gateway's logs. Errors: as [`Net::dial`],
@@ -23,8 +28,10 @@ impl Control {
         cancel: &Cancel,
     ) -> Result<Control> {
         let options = DialOptions { bearer, ..DialOptions::default() };
-        let mux = Mux::dial(net, url, &options, deadline, 1, Box::new(Replies { ids }))?;
-        let control = Control { mux, ids };
+        let refusal = Refusal::default();
+        let replies = Box::new(Replies { ids, refusal: refusal.clone() });
+        let mux = Mux::dial(net, url, &options, deadline, 1, replies)?;
+        let control = Control { mux, ids, refusal };
         let version = format!(r#"{{"protocol":"{}"}}"#, control::PROTOCOL);
         control.call("version", &version, deadline, cancel)?;
         control.call("connect", "{}", deadline, cancel)?;
@@ -41,7 +48,11 @@ impl Control {
     ) -> Result<Text> {
         let id = |tag: u32| format!("{}-{tag}", self.ids);
         let build = |tag| Message::text(control::request(name, &id(tag), payload));
-        match self.mux.call(build, deadline, cancel)? {
+        let reply = self.mux.call(build, deadline, cancel).map_err(|e| {
+            let refused = self.refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
+            refused.unwrap_or(e.error)
+        });
+        match reply? {
             Message::Text(text) => Ok(text),
             Message::Binary(_) => {
                 let text = format!("the gateway's reply to control.{name} is binary");
@@ -63,18 +74,24 @@ impl Control {
 }
 
 /// Finds a reply's request by the number in its id. A connection that is refused outright gets a frame
-/// without an id, which answers the first request; other frames were not asked for.
+/// without an id; other frames were not asked for.
 struct Replies {
     ids: &'static str,
+    refusal: Refusal,
 }
 
 impl Inbound for Replies {
     fn tag(&mut self, message: &Message) -> Option<u32> {
         let Message::Text(text) = message else { return None };
-        if control::read_refusal(text).is_some() {
-            return Some(1);
-        }
         control::text_id(text)?.strip_prefix(self.ids)?.strip_prefix('-')?.parse().ok()
+    }
+
+    fn event(&mut self, message: Message) {
+        if let Message::Text(text) = message
+            && let Some(e) = control::read_refusal(&text)
+        {
+            *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+        }
     }
 }
 
@@ -84,12 +101,10 @@ mod tests {
 
     #[test]
     fn replies_are_told_apart_by_the_end_of_their_id() {
-        let mut replies = Replies { ids: "op" };
+        let mut replies = Replies { ids: "op", refusal: Refusal::default() };
         let mut tag = |text: &str| replies.tag(&Message::text(text.to_owned()));
         assert_eq!(tag(r#"{"channel":"control","id":"op-7"}"#), Some(7));
         assert_eq!(tag(r#"{"channel":"control","id":"other-7"}"#), None);
         assert_eq!(tag("{}"), None);
-        let refusal = r#"{"type":"error","code":"provider_auth_failed","message":"forbidden"}"#;
-        assert_eq!(tag(refusal), Some(1), "it answers the first request");
     }
 }

@@ -69,15 +69,24 @@ impl Row {
 /// The provider of that name. Errors: `provider_not_found`, naming those there are; `invalid_config`.
 /// A key is looked for with each request, so that a missing one is told to whoever asks.
 pub fn make(name: &str, setup: &Setup<'_>) -> Result<Arc<dyn Provider>> {
-    let Some(row) = PROVIDERS.iter().find(|row| row.name == name) else {
+    let row = row(name)?;
+    (row.make)(row, setup)
+}
+
+/// Errors: `provider_not_found`, naming those there are.
+pub fn check(name: &str) -> Result<()> {
+    row(name).map(|_| ())
+}
+
+fn row(name: &str) -> Result<&'static Row> {
+    PROVIDERS.iter().find(|row| row.name == name).ok_or_else(|| {
         let names: Vec<_> = PROVIDERS.iter().map(|row| row.name).collect();
         let message = format!(
             "provider {name:?} is not known (known: {}); run `spiderweb-config config set-provider`",
             names.join(", ")
         );
-        return Err(Error::new(Code::ProviderNotFound, message));
-    };
-    (row.make)(row, setup)
+        Error::new(Code::ProviderNotFound, message)
+    })
 }
 
 /// The model to use: `id`, or the usual one of `provider`. One that is not in the catalogue is used all

@@ -21,8 +21,8 @@ const WAIT: Param = Param {
 
 pub(super) const FILE_READ: Declaration = Declaration {
     name: "file_read",
-    description: "Reads a file. Some files wait until they have something to tell: events, the \
-                  result of a job that still runs.",
+    description: "Reads a file. Some files wait until they have something to tell, as the \
+                  result of a job that still runs does.",
     params: &[
         Param { name: "path", kind: Kind::Text, doc: "Absolute path of the file." },
         Param {
