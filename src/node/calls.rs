@@ -198,8 +198,26 @@ fn follow(ready: &Ready, cx: &Cx, at: &At<'_>, name: &OsStr, attr: Attr) -> Resu
     if attr.kind != Kind::Symlink || ready.negotiated(Op::Readlink) {
         return Ok(attr);
     }
-    let path = at.export.tree.path(cx, at.node)?.join(convert::name(name)?);
-    walk::resolve(&*at.export.tree, cx, &path)
+    let dir = at.export.tree.path(cx, at.node)?;
+    if leads_out(&dir, &at.export.tree.readlink(cx, attr.id)?) {
+        return Err(Error::from_errno(libc::EACCES, "the link leads out of the export"));
+    }
+    walk::resolve(&*at.export.tree, cx, &dir.join(convert::name(name)?))
+}
+
+/// True for a link in `dir` that leads out of the export (spec: fs 4, symlinks). Resolving it would not:
+/// it would look for the same path within, and tell of something else.
+fn leads_out(dir: &TreePath, target: &[u8]) -> bool {
+    let mut depth = dir.names().count() as i64;
+    target.starts_with(b"/")
+        || target.split(|b| *b == b'/').any(|segment| {
+            depth += match segment {
+                b"" | b"." => 0,
+                b".." => -1,
+                _ => 1,
+            };
+            depth < 0
+        })
 }
 
 fn walk_names(ready: &Ready, cx: &Cx, dir: u64, names: &[String]) -> Result<Attempt> {
