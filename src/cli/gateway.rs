@@ -54,7 +54,7 @@ pub fn run(args: Args) -> Result<()> {
         provider.model.as_deref().unwrap_or("(its usual model)")
     );
 
-    let running = gateway::start(loaded.config, env)?;
+    let running = gateway::start(loaded.config, env.clone())?;
     if running.new_tokens {
         // The tokens themselves stay out of the log.
         log::warn!(
@@ -64,12 +64,24 @@ pub fn run(args: Args) -> Result<()> {
     }
     log::info!("listening at ws://{}/", running.addr());
     while signals.wait() == Signal::Reload {
-        log::info!("nothing to reload: restart to apply a changed config file");
+        reload(&args, &env, &flags);
     }
     log::info!("stopping");
     running.stop(Deadline::after(GRACE));
     log::info!("stopped");
     Ok(())
+}
+
+/// Takes over what can change while connections are open: the log level. A file that cannot be read
+/// changes nothing.
+fn reload(args: &Args, env: &Env, flags: &[(&str, String)]) {
+    match load(args, env, flags) {
+        Ok(loaded) => {
+            crate::base::log::set(loaded.config.log.level);
+            log::warn!("took over log.level; the other settings apply after a restart");
+        }
+        Err(e) => crate::base::log::error("the config file was not reloaded", &e),
+    }
 }
 
 /// Reads the config file; the first start writes one with the defaults.

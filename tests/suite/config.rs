@@ -106,3 +106,16 @@ fn one_control_operation_from_the_shell() {
     let (status, _, text) = run(CONTROL, &gateway.home, &["--url", "http://x", "ping"]);
     assert!(status == 65 && text.contains("--url"), "{status} {text}");
 }
+
+#[test]
+fn a_hangup_takes_over_the_log_level_and_keeps_it_when_the_file_is_broken() {
+    let mut gateway = Gateway::start();
+    let path = gateway.home.join(".config/spiderweb/config.json");
+    assert_eq!(run(CONFIG, &gateway.home, &["config", "set-log", "debug"]).0, 0);
+    gateway.program.signal(libc::SIGHUP);
+    gateway.program.wait_for("took over log.level");
+    std::fs::write(&path, "{oops").unwrap();
+    gateway.program.signal(libc::SIGHUP);
+    gateway.program.wait_for("not reloaded");
+    gateway.admin().control("ping", json!({}));
+}
