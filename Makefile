@@ -21,13 +21,13 @@ release: ## Build all programs as they are installed
 	$(CARGO) build --locked --release
 
 setup-check:
-	@tests/setup cc:gcc mandoc:mandoc
+	@tests/setup 'cc:gcc libc6-dev' mandoc:mandoc
 
 setup: ## Install the Debian packages that building and testing need
-	@tests/setup cc:gcc mandoc:mandoc fusermount3:fuse3 git:git
+	@tests/setup 'cc:gcc libc6-dev' mandoc:mandoc fusermount3:fuse3 git:git
 
 setup-demo:
-	@tests/setup cc:gcc fusermount3:fuse3
+	@tests/setup 'cc:gcc libc6-dev' fusermount3:fuse3
 
 check: setup-check ## Check formatting, lints, manual pages and the order of the rooms
 	$(CARGO) fmt --check
