@@ -4,6 +4,7 @@
 
 mod dial;
 mod file;
+mod listing;
 mod peer;
 mod tree;
 

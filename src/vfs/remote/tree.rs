@@ -4,15 +4,15 @@
 use super::dial::is_harmless;
 use super::file::OpenFile;
 use super::peer::{Link, Peer};
-use crate::base::{Code, Error, Name, Result, ResultExt, TreePath};
+use crate::base::{Code, Error, Name, Result, TreePath};
 use crate::net::CallError;
 use crate::vfs::handles::Handles;
 use crate::vfs::ids::{Ids, NODES_MAX, Numbering};
 use crate::vfs::watchers::Watchers;
 use crate::vfs::wire;
 use crate::vfs::{
-    Attr, Caps, Cx, DirEntry, DirPage, Event, EventSink, Handle, LockRequest, NodeId, OpenFlags,
-    Opened, Read, ReadDir, RenameFlags, SetAttr, StatFs, Tree, Watch, Written, XattrFlags,
+    Attr, Caps, Cx, DirPage, Event, EventSink, Handle, LockRequest, NodeId, OpenFlags, Opened,
+    Read, ReadDir, RenameFlags, SetAttr, StatFs, Tree, Watch, Written, XattrFlags,
 };
 use crate::wire::fs::{self, Call, Op, Reply};
 use bytes::Bytes;
@@ -183,7 +183,7 @@ impl Remote {
         }
     }
 
-    fn attr(&self, link: &Link, a: &fs::Attr, dir: NodeId, name: &OsStr) -> Attr {
+    pub(super) fn attr(&self, link: &Link, a: &fs::Attr, dir: NodeId, name: &OsStr) -> Attr {
         let id = self.ids.intern(&Wire { epoch: link.epoch, id: a.id }, dir, name);
         wire::attr_from(id, a)
     }
@@ -291,17 +291,7 @@ impl Tree for Remote {
     }
 
     fn readdir(&self, cx: &Cx, at: ReadDir) -> Result<DirPage> {
-        let mut at = at;
-        loop {
-            let page = self.page(cx, at)?;
-            // `.` and `..` are taken out; what is left must not look like the end.
-            match page.1 {
-                Some(next) if page.0.entries.is_empty() && !page.0.eof && next > at.cookie => {
-                    at.cookie = next;
-                }
-                _ => return Ok(page.0),
-            }
-        }
+        self.list(cx, at)
     }
 
     fn open(&self, cx: &Cx, node: NodeId, flags: OpenFlags) -> Result<Opened> {
@@ -510,43 +500,6 @@ impl Tree for Remote {
     fn watch(&self, sink: EventSink) -> Result<Watch> {
         Ok(self.watchers.add(sink))
     }
-}
-
-impl Remote {
-    /// A page as the node gives it, without `.` and `..`, and where the next begins.
-    fn page(&self, cx: &Cx, at: ReadDir) -> Result<(DirPage, Option<u64>)> {
-        let make = |link: &Link| {
-            Ok(Call::Readdirp {
-                dir: self.wire(cx, link, at.dir)?,
-                cookie: at.cookie,
-                max: entries(link, &at),
-                bytes: at.limit.bytes.max(1).try_into().unwrap_or(u32::MAX),
-            })
-        };
-        self.run(cx, Op::Readdirp, make, |link, reply| {
-            let Reply::Dir { entries, next, eof, dir_gen } = reply else {
-                return Err(unexpected(Op::Readdirp));
-            };
-            let mut page = DirPage { entries: Vec::new(), eof, generation: dir_gen };
-            for (i, e) in entries.iter().enumerate() {
-                if e.name == "." || e.name == ".." {
-                    continue;
-                }
-                // A name that could not be a name (a hostile node) is not passed on.
-                Name::new(&e.name).map_err(|e| e.recode(Code::Unavailable)).context("listing")?;
-                let cookie = e.cookie.unwrap_or(at.cookie + i as u64 + 1);
-                let attr = self.attr(link, &e.attr, at.dir, &e.name);
-                page.entries.push(DirEntry { name: e.name.clone(), attr, cookie });
-            }
-            Ok((page, Some(next)))
-        })
-    }
-}
-
-/// How many entries to ask for. Of an old node `.` and `..` come first, and do not count.
-fn entries(link: &Link, at: &ReadDir) -> u32 {
-    let dots = if link.ext == fs::Ext::default() { 2u64.saturating_sub(at.cookie) } else { 0 };
-    (at.limit.entries.max(1) as u64 + dots).try_into().unwrap_or(u32::MAX)
 }
 
 fn os(name: &[u8]) -> OsString {

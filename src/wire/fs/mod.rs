@@ -3,6 +3,7 @@
 //! file data. Both directions are here: what one side encodes the other decodes.
 
 mod bin;
+mod call;
 mod event;
 mod hello;
 mod reply;
