@@ -16,6 +16,9 @@ const CONNECT_MS: u64 = 5_000;
 /// so that they leave some to the requests that do not wait.
 pub(super) const WAITING_MAX: usize = 192;
 
+/// Time in which a node must answer when it is in doubt.
+const PROBE_MS: u64 = 3_000;
+
 /// How a connection to a node is made.
 pub trait Connector: Send + Sync {
     /// Connects and says hello. `lost` must be called once when the connection ends, and `event` for
@@ -200,8 +203,26 @@ impl Peer {
         self.tell(None);
     }
 
+    /// A call was not answered in time. Others may be: the connection is given up only when the node
+    /// does not answer a question that costs it nothing either. Does not wait.
+    pub fn doubt(self: &Arc<Peer>, link: &Arc<Link>) {
+        let (peer, doubted) = (Arc::downgrade(self), Arc::downgrade(link));
+        let build =
+            |tag| Message::from(Request { tag: Some(tag), call: Call::Exports }.encode(false));
+        let asked = link.mux.start(build, Deadline::after_ms(PROBE_MS), move |reply| {
+            if reply.is_err()
+                && let (Some(peer), Some(link)) = (peer.upgrade(), doubted.upgrade())
+            {
+                peer.give_up(&link);
+            }
+        });
+        if asked.is_err() {
+            self.give_up(link);
+        }
+    }
+
     /// The connection does not answer: the next call makes a new one.
-    pub fn give_up(&self, link: &Link) {
+    fn give_up(&self, link: &Link) {
         let mut s = self.lock();
         if s.epoch == link.epoch
             && let Some(link) = s.link.take()

@@ -4,7 +4,7 @@
 use super::dial::is_harmless;
 use super::file::OpenFile;
 use super::peer::{Link, Peer};
-use crate::base::{Code, Error, Name, Result, TreePath};
+use crate::base::{Code, Deadline, Error, Name, Notify, Result, TreePath};
 use crate::net::CallError;
 use crate::vfs::handles::Handles;
 use crate::vfs::ids::{Ids, NODES_MAX, Numbering};
@@ -26,6 +26,10 @@ pub(super) struct Wire {
     pub epoch: u64,
     pub id: u64,
 }
+
+/// How often a busy node is asked again, and the first pause; each is twice the one before.
+const BUSY_TRIES: u32 = 7;
+const BUSY_MS: u64 = 5;
 
 /// Directories that are looked up again to find a node of an earlier epoch.
 const DEPTH_MAX: u32 = 256;
@@ -152,7 +156,8 @@ impl Remote {
     }
 
     /// Runs a call made by `make` for the current link. A lost connection is made again and the call
-    /// repeated once, if that cannot do it twice.
+    /// repeated once, if that cannot do it twice; a node whose queue is full is asked again in growing
+    /// steps.
     pub(super) fn run<T>(
         &self,
         cx: &Cx,
@@ -160,7 +165,7 @@ impl Remote {
         make: impl Fn(&Link) -> Result<Call>,
         take: impl FnOnce(&Link, Reply) -> Result<T>,
     ) -> Result<T> {
-        let mut again = true;
+        let (mut again, mut busy) = (true, 0);
         loop {
             cx.check()?;
             let link = self.link(cx)?;
@@ -169,7 +174,15 @@ impl Remote {
                 Ok(reply) => return take(&link, reply),
                 Err(CallError { error, sent }) => {
                     if error.code == Code::Timeout {
-                        self.peer.give_up(&link);
+                        self.peer.doubt(&link);
+                    }
+                    // EAGAIN of anything but a lock: it was refused unseen (design: queue_saturated).
+                    if error.errno() == libc::EAGAIN && op != Op::Lock && busy < BUSY_TRIES {
+                        let pause = Deadline::after_ms(BUSY_MS << busy);
+                        let nobody = Notify::default();
+                        nobody.wait(nobody.seen(), pause).block(cx.deadline, &cx.cancel)?;
+                        busy += 1;
+                        continue;
                     }
                     let lost = error.is_peer_lost();
                     if !(lost && again && (!sent || is_harmless(op))) {
@@ -232,7 +245,7 @@ fn is_new(link: &Link, op: Op) -> Result<()> {
 
 impl Tree for Remote {
     fn caps(&self) -> Caps {
-        let cx = Cx::internal(crate::base::Deadline::after_ms(1000));
+        let cx = Cx::internal(Deadline::after_ms(1000));
         self.link(&cx).map_or(
             Caps {
                 read_only: false,

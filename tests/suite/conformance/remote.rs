@@ -2,15 +2,17 @@
 //! base protocol's JSON.
 
 use super::{Fixture, Scratch, conformance, conformance_without};
-use spiderweb::base::{Deadline, Pool, Result, Timer};
+use spiderweb::base::{Code, Deadline, Error, Name, Pool, Result, Timer};
 use spiderweb::net::{Closed, DialOptions, Inbound, Listener, Message, Mux, Net};
 use spiderweb::node::{Export, Exports, FsService, Server, TokenDoor};
 use spiderweb::vfs::remote::{Connector, Dial, Hooks, Link, Peer, Remote, say_hello};
-use spiderweb::vfs::{Local, LocalOptions};
+use spiderweb::vfs::synthetic::{dir, fixed, text};
+use spiderweb::vfs::{Cx, Local, LocalOptions, NodeId, OpenFlags, Synthetic, Tree, walk};
 use spiderweb::wire::Envelope;
 use spiderweb::wire::fs::{Event, Hello, text_tag};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A node on a free port; ends with the value.
 pub struct Node {
@@ -25,23 +27,7 @@ impl Node {
     }
 
     pub fn with_token(dir: &Path, token: &str) -> Node {
-        let timer = Timer::start();
-        let net = Net::start(1, timer.clone()).unwrap();
-        let export = Export {
-            name: "work".into(),
-            tree: Arc::new(Local::open(dir, LocalOptions::default()).unwrap()),
-            ro: false,
-            desc: String::new(),
-            source_kind: "linux".into(),
-            source_id: "linux:work".into(),
-        };
-        let exports = Arc::new(Exports::new(vec![export]).unwrap());
-        let door = Arc::new(TokenDoor { name: "node".into(), exports, token: Some(token.into()) });
-        let pool = Pool::start("files", 2, 256);
-        let server = Arc::new(Server { pool, timer: timer.clone() });
-        let service = Arc::new(FsService { server, door });
-        let listener = net.listen("127.0.0.1:0".parse().unwrap(), service).unwrap();
-        Node { listener, net, timer }
+        serve(Arc::new(Local::open(dir, LocalOptions::default()).unwrap()), token)
     }
 
     pub fn url(&self) -> String {
@@ -139,4 +125,64 @@ fn a_remote_tree_conforms_over_the_base_protocol() {
         let tree = Remote::new(Peer::new(Arc::new(Plain(node.dial(false)))), None);
         Fixture { tree, links: false, host_like: false, keep: Box::new((node, scratch)) }
     });
+}
+
+/// A node with one export.
+fn serve(tree: Arc<dyn Tree>, token: &str) -> Node {
+    let timer = Timer::start();
+    let net = Net::start(1, timer.clone()).unwrap();
+    let export = Export {
+        name: "work".into(),
+        tree,
+        ro: false,
+        desc: String::new(),
+        source_kind: "linux".into(),
+        source_id: "linux:work".into(),
+    };
+    let exports = Arc::new(Exports::new(vec![export]).unwrap());
+    let door = Arc::new(TokenDoor { name: "node".into(), exports, token: Some(token.into()) });
+    let server = Arc::new(Server { pool: Pool::start("files", 4, 256), timer: timer.clone() });
+    let service = Arc::new(FsService { server, door });
+    let listener = net.listen("127.0.0.1:0".parse().unwrap(), service).unwrap();
+    Node { listener, net, timer }
+}
+
+#[test]
+fn a_busy_node_is_asked_again() {
+    let asked = Arc::new(AtomicU32::new(0));
+    let count = asked.clone();
+    let busy = text(move |_| match count.fetch_add(1, Ordering::SeqCst) {
+        n if n < 3 => Err(Error::new(Code::QueueSaturated, "the files queue is full")),
+        _ => Ok("at last"),
+    });
+    let node = serve(Arc::new(Synthetic::new(dir([("busy", busy)])).unwrap()), "t");
+    let cx = Cx::internal(Deadline::after_ms(20_000));
+    let path = "/busy".parse().unwrap();
+    assert_eq!(walk::read_all(&*node.remote(true), &cx, &path, 99).unwrap(), b"at last");
+    assert!(asked.load(Ordering::SeqCst) > 3);
+}
+
+#[test]
+fn one_call_that_is_not_answered_in_time_leaves_the_others_alone() {
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    let slow = text(move |_| {
+        let _ = held.lock().unwrap().recv();
+        Ok("late")
+    });
+    let tree = dir([("slow", slow), ("quick", fixed("quick"))]);
+    let node = serve(Arc::new(Synthetic::new(tree).unwrap()), "t");
+    let remote = node.remote(true);
+    let cx = |ms| Cx::internal(Deadline::after_ms(ms));
+    let quick = remote.lookup(&cx(20_000), NodeId::ROOT, Name::text("quick").unwrap()).unwrap();
+    let opened = remote.open(&cx(20_000), quick.id, OpenFlags::READ).unwrap();
+    let e = remote.lookup(&cx(100), NodeId::ROOT, Name::text("slow").unwrap()).unwrap_err();
+    assert_eq!(e.code, Code::Timeout);
+    // The same connection still serves.
+    let accepted = node.net.stats().accepted;
+    let (bytes, _) = walk::read(&*remote, &cx(20_000), opened.handle, 0, 99).unwrap();
+    assert_eq!(&bytes[..], b"quick");
+    assert_eq!(node.net.stats().accepted, accepted);
+    assert_eq!(accepted, 1);
+    drop(release);
 }
