@@ -184,7 +184,10 @@ fn xattr(ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
             let at = At::changing(ready, *node)?;
             at.export.tree.removexattr(cx, at.node, name.as_bytes()).map(done)
         }
-        _ => Err(Error::new(Code::Enosys, "source adapter operation not yet implemented")),
+        // The calls above and in `run` are all there are; a new one shows its name until it is served.
+        other => {
+            Err(Error::new(Code::Enosys, format!("t_fs_{} is not served here", other.op().wire())))
+        }
     }
 }
 

@@ -154,11 +154,16 @@ impl Turn<'_> {
             match group {
                 [call] => results.push(self.call_tool(round, call)),
                 group => std::thread::scope(|scope| {
-                    let run = |call| scope.spawn(move || self.call_tool(round, call));
-                    let running: Vec<_> = group.iter().map(run).collect();
-                    let join = |t: std::thread::ScopedJoinHandle<'_, _>| t.join();
-                    let joined = running.into_iter().map(join);
-                    results.extend(joined.map(|r| r.expect("a tool's panic was caught")));
+                    let run = |call| {
+                        let thread = std::thread::Builder::new().name("tool".into());
+                        thread.spawn_scoped(scope, move || self.call_tool(round, call))
+                    };
+                    let running: Vec<_> = group.iter().map(|call| (call, run(call))).collect();
+                    results.extend(running.into_iter().map(|(call, thread)| match thread {
+                        Ok(thread) => thread.join().expect("a tool's panic was caught"),
+                        // The host has no thread left: one after the other then.
+                        Err(_) => self.call_tool(round, call),
+                    }));
                 }),
             }
         }
