@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_parked_callback_runs_once_and_leaves_nothing_behind() {
-        let timer = Timer::start();
+        let timer = Timer::start().unwrap();
         let (n, c) = (Notify::default(), Cancel::new());
         let (tx, rx) = mpsc::channel();
         let park = |until: Deadline| {

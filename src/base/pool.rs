@@ -1,7 +1,7 @@
 //! Fixed pools of named worker threads over bounded queues, and lanes that keep the requests of one
 //! fid, handle or session in order while others overtake them.
 
-use super::{Code, Error, Result};
+use super::{Code, Error, Result, ResultExt};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -21,23 +21,23 @@ pub struct Pool {
 
 impl Pool {
     /// `threads` of 0 counts as 1. `queue_max` jobs may wait; 0 means that a job is taken only when
-    /// a worker is free at that moment.
-    pub fn start(name: &'static str, threads: usize, queue_max: usize) -> Arc<Pool> {
+    /// a worker is free at that moment. Errors: the host's, which has no thread left.
+    pub fn start(name: &'static str, threads: usize, queue_max: usize) -> Result<Arc<Pool>> {
         let (queue, waiting) = bounded::<Job>(queue_max);
         let work = |n: usize| {
             let jobs = waiting.clone();
             std::thread::Builder::new()
                 .name(format!("{name}-{n}"))
                 .spawn(move || jobs.iter().for_each(|job| run(name, job)))
-                .expect("the host can start a thread")
+                .context(format_args!("thread {name}-{n}"))
         };
-        let workers = (0..threads.max(1)).map(work).collect();
-        Arc::new(Pool {
+        let workers = (0..threads.max(1)).map(work).collect::<Result<_>>()?;
+        Ok(Arc::new(Pool {
             name,
             queue: Mutex::new(Some(queue)),
             waiting,
             workers: Mutex::new(workers),
-        })
+        }))
     }
 
     /// Queues a job. Errors: `queue_saturated`, at once, when the queue is full or the pool stopped.
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_answers_at_once_and_a_panic_ends_nothing() {
-        let pool = Pool::start("test", 1, 1);
+        let pool = Pool::start("test", 1, 1).unwrap();
         let (hold, held) = mpsc::channel::<()>();
         let (started, start) = mpsc::channel();
         pool.submit(move || {
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn one_key_stays_in_order_while_another_overtakes() {
-        let pool = Pool::start("test", 2, 64);
+        let pool = Pool::start("test", 2, 64).unwrap();
         let lanes = Lanes::new(pool.clone());
         let (tx, rx) = mpsc::channel();
         let (hold, held) = mpsc::channel::<()>();

@@ -1,6 +1,7 @@
 //! One thread that calls functions at given moments. The functions must be short and must not block:
 //! they queue work elsewhere.
 
+use super::{Result, ResultExt};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -30,7 +31,8 @@ struct State {
 }
 
 impl Timer {
-    pub fn start() -> Timer {
+    /// Errors: the host's, which has no thread left.
+    pub fn start() -> Result<Timer> {
         let inner = Arc::new(Inner {
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -40,9 +42,9 @@ impl Timer {
         let thread = std::thread::Builder::new()
             .name("timer".into())
             .spawn(move || run.run())
-            .expect("the host can start a thread");
+            .context("timer thread")?;
         *inner.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
-        Timer(inner)
+        Ok(Timer(inner))
     }
 
     /// Calls `f` at `when`, or at once on the timer thread when that has passed.
@@ -113,7 +115,7 @@ mod tests {
 
     #[test]
     fn callbacks_come_in_order_of_time_and_cancelled_ones_do_not() {
-        let timer = Timer::start();
+        let timer = Timer::start().unwrap();
         let (tx, rx) = mpsc::channel();
         let at = |ms: u64, n: u32| {
             let tx = tx.clone();

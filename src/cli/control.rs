@@ -53,7 +53,7 @@ pub fn run(args: Args) -> Result<()> {
         args.parsed("--timeout-ms", "a number")?.unwrap_or(control::REPLY_TIMEOUT_MS),
     );
 
-    let net = Net::start(1, Timer::start())?;
+    let net = Net::start(1, Timer::start()?)?;
     let (bearer, cancel) = (super::bearer(&args)?, Cancel::new());
     let control = Control::open(&net, &url, bearer, "control-cli", deadline, &cancel)?;
     let reply = control.ask(&operation, &payload, deadline, &cancel)?;

@@ -91,7 +91,7 @@ pub fn run(args: Args) -> Result<()> {
     if timeout_ms == 0 {
         return Err(usage("--timeout-ms: must not be 0"));
     }
-    let timer = Timer::start();
+    let timer = Timer::start()?;
     // One thread moves a single command's data; a mount gets one per core.
     let threads = usize::from(!matches!(verb, Verb::Mount(_)));
     let net = Net::start(threads, timer.clone())?;

@@ -100,7 +100,7 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     let plane = Plane::open(Arc::new(SqliteKv::new(db.clone())))?;
     plane.ensure_system()?;
 
-    let timer = Timer::start();
+    let timer = Timer::start()?;
     let net = Net::start(config.server.io_threads, timer.clone())?;
     let options = Options {
         provider: config.provider.clone(),
@@ -117,10 +117,10 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     let for_agents = trees.clone();
     runtime.bind_trees(Arc::new(move |who| for_agents.for_who(who)));
 
-    let pool = Pool::start("files", FILE_THREADS, QUEUE_MAX);
+    let pool = Pool::start("files", FILE_THREADS, QUEUE_MAX)?;
     let gateway = Arc::new(Gateway {
         control: Context { plane, agents: runtime.clone(), scopes: Scopes::from_env() },
-        control_pool: Pool::start("control", CONTROL_THREADS, QUEUE_MAX),
+        control_pool: Pool::start("control", CONTROL_THREADS, QUEUE_MAX)?,
         files: Arc::new(Server { pool, timer: timer.clone() }),
         ready: AtomicBool::new(false),
         config,
@@ -132,7 +132,7 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
         trees,
     });
     let stop = Cancel::new();
-    let follow = gateway.trees.follow(stop.clone());
+    let follow = gateway.trees.follow(stop.clone())?;
     let listener = listen(&gateway, &net)?;
     gateway.ready.store(true, Ordering::Release);
     Ok(Running { gateway, net, db, listener, follow, stop, new_tokens })

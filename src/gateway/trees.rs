@@ -2,7 +2,7 @@
 //! over it. When nodes or projects change, the trees that are in use are laid out anew, in place.
 
 use super::nodes::Nodes;
-use crate::base::{Cancel, Deadline, Result, TreePath};
+use crate::base::{Cancel, Deadline, Result, ResultExt, TreePath};
 use crate::control::Plane;
 use crate::control::state::{MOTHER, Project, State};
 use crate::vfs::{Bind, Member, MountPoint, NodeId, Tree, Union, Who};
@@ -97,7 +97,7 @@ impl Trees {
 
     /// Starts the thread that follows the control plane until `stop` is cancelled. Changes that change
     /// no layout (a lease that is refreshed) cost a comparison.
-    pub fn follow(self: &Arc<Trees>, stop: Cancel) -> JoinHandle<()> {
+    pub fn follow(self: &Arc<Trees>, stop: Cancel) -> Result<JoinHandle<()>> {
         let trees = self.clone();
         let run = move || {
             let mut shown = Topology::of(&trees.plane.state());
@@ -114,10 +114,7 @@ impl Trees {
                 }
             }
         };
-        std::thread::Builder::new()
-            .name("topology".into())
-            .spawn(run)
-            .expect("the host can start a thread")
+        std::thread::Builder::new().name("topology".into()).spawn(run).context("topology thread")
     }
 }
 

@@ -64,9 +64,9 @@ pub fn start(options: Options) -> Result<Running> {
     let opened = options.exports.iter().map(open).collect::<Result<Vec<_>>>()?;
     let writable = opened.iter().any(|e| !e.ro);
     let exports = Arc::new(Exports::new(opened).context("--export")?);
-    let timer = Timer::start();
+    let timer = Timer::start()?;
     let net = Net::start(0, timer.clone())?;
-    let pool = Pool::start("files", FILE_THREADS, QUEUE_MAX);
+    let pool = Pool::start("files", FILE_THREADS, QUEUE_MAX)?;
     let server = Arc::new(Server { pool: pool.clone(), timer: timer.clone() });
     // What comes through a tunnel was let in by the gateway.
     let token = match &options.mode {

@@ -105,7 +105,7 @@ impl Runtime {
         let jobs = JobStore::open(db.clone())?;
         let settings = &options.runtime;
         let threads = settings.runtime_worker_threads;
-        let pool = Pool::start("runtime", threads, settings.runtime_request_queue_max.max(1));
+        let pool = Pool::start("runtime", threads, settings.runtime_request_queue_max.max(1))?;
         let runtime = Arc::new(Runtime {
             options,
             db,

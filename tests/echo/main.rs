@@ -64,11 +64,11 @@ fn run() -> Result<()> {
         return probe::run(&url, &plan);
     }
     let workers: usize = option(&mut args, "--workers", 0)?;
-    let workers = (workers > 0).then(|| Pool::start("worker", workers, QUEUE_MAX));
+    let workers = (workers > 0).then(|| Pool::start("worker", workers, QUEUE_MAX).unwrap());
     let bind: SocketAddr = option(&mut args, "--bind", SocketAddr::from(([127, 0, 0, 1], 0)))?;
     no_more(args)?;
     let signals = Signals::install()?;
-    let timer = Timer::start();
+    let timer = Timer::start().unwrap();
     let net = Net::start(threads, timer.clone())?;
     let listener = net.listen(bind, Arc::new(Echo { workers }))?;
     println!("{}", listener.addr());

@@ -58,7 +58,7 @@ impl Handler for Pinger {
 }
 
 pub fn run(url: &WsUrl, plan: &Plan) -> Result<()> {
-    let timer = Timer::start();
+    let timer = Timer::start().unwrap();
     let net = Net::start(plan.threads, timer.clone())?;
     let measuring = Arc::new(AtomicBool::new(false));
     let (done, finished) = mpsc::channel();

@@ -419,7 +419,7 @@ fn the_namespace_is_an_export_of_its_own() {
     let gateway = Gateway::start();
     let mut admin = gateway.admin();
     admin.control("project_up", json!({"name": "Demo", "vision": "v", "agent_id": "alice"}));
-    let net = Net::start(1, Timer::start()).unwrap();
+    let net = Net::start(1, Timer::start().unwrap()).unwrap();
     let remote = |token: &str, agent: Option<&str>, project: Option<&str>| {
         let (agent_id, project_id) = (agent.map(str::to_owned), project.map(str::to_owned));
         let binding = Some(Binding { agent_id, project_id, project_token: None });

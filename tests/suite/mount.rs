@@ -32,7 +32,7 @@ impl Node {
     }
 
     pub fn serve(tree: Arc<dyn Tree>, ro: bool, at: SocketAddr) -> Node {
-        let timer = Timer::start();
+        let timer = Timer::start().unwrap();
         let net = Net::start(1, timer.clone()).unwrap();
         let export = Export {
             name: "work".into(),
@@ -44,7 +44,7 @@ impl Node {
         };
         let exports = Arc::new(Exports::new(vec![export]).unwrap());
         let door = TokenDoor { name: "node".into(), exports, token: Some(TOKEN.into()) };
-        let pool = Pool::start("files", 4, 256);
+        let pool = Pool::start("files", 4, 256).unwrap();
         let server = Arc::new(Server { pool, timer: timer.clone() });
         let service = Arc::new(FsService { server, door: Arc::new(door) });
         let listener = net.listen(at, service).unwrap();

@@ -94,7 +94,7 @@ impl Wishes {
         let env: Env = [("OPENAI_API_KEY", key)].into_iter().collect();
         let credentials = Arc::new(Credentials::from_env(env.clone()));
         let db = Db::open(&dir.join("state.db"), &Runtime::SCHEMAS).unwrap();
-        let timer = Timer::start();
+        let timer = Timer::start().unwrap();
         let registry = Registry::new(&config.runtime);
         let options =
             Options { provider: config.provider, runtime: config.runtime, env, credentials };

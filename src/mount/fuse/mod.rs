@@ -79,8 +79,8 @@ pub fn mount(
         config.acl = fuser::SessionACL::All;
         config.mount_options.push(O::DefaultPermissions);
     }
-    let (timer, cancel, changes) = (Timer::start(), Cancel::new(), Changes::default());
-    let waiting = Waiting::start(timer.clone());
+    let (timer, cancel, changes) = (Timer::start()?, Cancel::new(), Changes::default());
+    let waiting = Waiting::start(timer.clone())?;
     let running = Arc::new(AtomicUsize::new(0));
     let sink = changes.clone();
     let watch = tree.watch(Arc::new(move |event| sink.add(event))).ok();

@@ -24,13 +24,13 @@ pub struct Waiting {
 pub type Retry = Box<dyn FnMut(Result<()>) -> Option<Wait> + Send>;
 
 impl Waiting {
-    pub fn start(timer: Timer) -> Arc<Waiting> {
-        Arc::new(Waiting {
-            pool: Pool::start("fuse-waiting", THREADS, WAITING_MAX),
+    pub fn start(timer: Timer) -> Result<Arc<Waiting>> {
+        Ok(Arc::new(Waiting {
+            pool: Pool::start("fuse-waiting", THREADS, WAITING_MAX)?,
             timer,
             closing: Cancel::new(),
             places: Gauge::new(WAITING_MAX, "reads and locks waiting on this mount"),
-        })
+        }))
     }
 
     /// Takes over a request of thread `tid`.
@@ -109,8 +109,8 @@ mod tests {
 
     #[test]
     fn what_waits_is_tried_again_until_it_is_answered() {
-        let timer = Timer::start();
-        let waiting = Waiting::start(timer.clone());
+        let timer = Timer::start().unwrap();
+        let waiting = Waiting::start(timer.clone()).unwrap();
         let (send, tries) = mpsc::channel();
         let ready = Notify::default();
         let wait = {
@@ -137,8 +137,8 @@ mod tests {
 
     #[test]
     fn the_end_of_the_mount_ends_what_waits() {
-        let timer = Timer::start();
-        let waiting = Waiting::start(timer.clone());
+        let timer = Timer::start().unwrap();
+        let waiting = Waiting::start(timer.clone()).unwrap();
         let (send, ends) = mpsc::channel();
         let never = Notify::default();
         for _ in 0..WAITING_MAX + 1 {

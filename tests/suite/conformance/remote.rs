@@ -129,7 +129,7 @@ fn a_remote_tree_conforms_over_the_base_protocol() {
 
 /// A node with one export.
 fn serve(tree: Arc<dyn Tree>, token: &str) -> Node {
-    let timer = Timer::start();
+    let timer = Timer::start().unwrap();
     let net = Net::start(1, timer.clone()).unwrap();
     let export = Export {
         name: "work".into(),
@@ -141,7 +141,8 @@ fn serve(tree: Arc<dyn Tree>, token: &str) -> Node {
     };
     let exports = Arc::new(Exports::new(vec![export]).unwrap());
     let door = Arc::new(TokenDoor { name: "node".into(), exports, token: Some(token.into()) });
-    let server = Arc::new(Server { pool: Pool::start("files", 4, 256), timer: timer.clone() });
+    let server =
+        Arc::new(Server { pool: Pool::start("files", 4, 256).unwrap(), timer: timer.clone() });
     let service = Arc::new(FsService { server, door });
     let listener = net.listen("127.0.0.1:0".parse().unwrap(), service).unwrap();
     Node { listener, net, timer }

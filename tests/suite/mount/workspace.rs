@@ -33,9 +33,9 @@ struct Doors {
 
 impl Gateway {
     fn start(with_namespace: bool) -> Gateway {
-        let timer = Timer::start();
+        let timer = Timer::start().unwrap();
         let net = Net::start(1, timer.clone()).unwrap();
-        let pool = Pool::start("files", 2, 64);
+        let pool = Pool::start("files", 2, 64).unwrap();
         let server = Arc::new(Server { pool, timer: timer.clone() });
         let export = || Export {
             name: "namespace".into(),

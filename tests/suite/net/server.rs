@@ -30,7 +30,7 @@ impl Server {
         limits: Limits,
         on_message: impl Fn(&Conn, Message) + Send + Sync + 'static,
     ) -> Server {
-        let timer = Timer::start();
+        let timer = Timer::start().unwrap();
         let net = Net::start(2, timer.clone()).unwrap();
         let (open, opened) = unbounded();
         let (close, closed) = unbounded();

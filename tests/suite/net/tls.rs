@@ -52,7 +52,7 @@ fn an_authority_from_a_file_is_trusted() {
 #[ignore = "depends on the environment of its process"]
 fn with_the_authority() {
     let (url, server) = serve();
-    let net = Net::start(1, Timer::start()).unwrap();
+    let net = Net::start(1, Timer::start().unwrap()).unwrap();
     let (handler, messages, closed) = Collect::new();
     let deadline = Deadline::after(LONG);
     let conn = net.dial(&url, &DialOptions::default(), deadline, handler).unwrap();
@@ -74,7 +74,7 @@ fn with_the_authority() {
 
 fn refused() -> spiderweb::base::Error {
     let (url, server) = serve();
-    let net = Net::start(1, Timer::start()).unwrap();
+    let net = Net::start(1, Timer::start().unwrap()).unwrap();
     let (handler, _messages, _closed) = Collect::new();
     let deadline = Deadline::after(LONG);
     let e = net.dial(&url, &DialOptions::default(), deadline, handler).unwrap_err();
