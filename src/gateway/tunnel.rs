@@ -86,7 +86,7 @@ impl TunnelHandler {
         &self,
         request: Result<Request, Fault>,
     ) -> Result<(Option<u32>, String), Fault> {
-        let Request { tag, call } = request?;
+        let Request { tag, call, .. } = request?;
         let fault = |message: &str| Fault { tag, message: message.into(), close: true };
         let Call::Hello(hello) = call else {
             return Err(fault("acheron.t_fs_hello must be negotiated first"));

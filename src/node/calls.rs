@@ -6,7 +6,7 @@ use super::exports::Export;
 use super::session::{Open, Ready, Session};
 use crate::base::{Code, Error, Result, TreePath, Wait};
 use crate::vfs::{
-    Attr, Cx, FileKind, Kind, LockRequest, NodeId, OpenFlags, PageLimit, Read, ReadDir,
+    Attr, Cx, FileKind, Kind, LockRequest, NodeId, OpenFlags, PageLimit, Range, Read, ReadDir,
     RenameFlags, SetAttr, Written, XattrFlags, walk, wire,
 };
 use crate::wire::DATA_MAX;
@@ -96,7 +96,11 @@ pub fn run(session: &Session, ready: &Ready, cx: &Cx, call: &Call) -> Result<Att
         | Call::Close { .. }
         | Call::Flush { .. }
         | Call::Fsync { .. }
-        | Call::Lock { .. } => on_handle(session, ready, cx, call),
+        | Call::Lock { .. }
+        | Call::Getlk { .. }
+        | Call::Allocate { .. }
+        | Call::Seek { .. }
+        | Call::Copy { .. } => on_handle(session, ready, cx, call),
         Call::Walk { dir, names } => walk_names(ready, cx, *dir, names),
         Call::Rename { from, to, flags } => rename(ready, cx, from, to, *flags),
         Call::Hello(_) => DONE,
@@ -443,13 +447,40 @@ fn on_handle(session: &Session, ready: &Ready, cx: &Cx, call: &Call) -> Result<A
         }
         Call::Flush { .. } => Ok(written(tree.flush(cx, open.handle)?)),
         Call::Fsync { data_only, .. } => tree.fsync(cx, open.handle, *data_only).map(done),
-        Call::Lock { kind, wait, owner, .. } => {
-            let request = LockRequest { kind: wire::lock_from(*kind), owner: *owner };
+        Call::Lock { kind, wait, owner, range, .. } => {
+            let request =
+                LockRequest { kind: wire::lock_from(*kind), owner: *owner, range: *range };
             match tree.lock(cx, open.handle, request) {
                 Err(e) if e.errno() == libc::EAGAIN && *wait => Ok(Attempt::Locked),
                 Err(e) if e.errno() == libc::EAGAIN => Err(Error::new(Code::Again, "would block")),
                 outcome => outcome.map(done),
             }
+        }
+        Call::Getlk { kind, owner, range, .. } => {
+            let request =
+                LockRequest { kind: wire::lock_from(*kind), owner: *owner, range: *range };
+            let held = tree.test_lock(cx, open.handle, request)?;
+            let whole = Range { start: 0, end: u64::MAX };
+            let held = held.map(|l| (wire::lock_to(l.kind), l.range.unwrap_or(whole)));
+            Ok(Attempt::Done(Reply::Held(held)))
+        }
+        Call::Allocate { off, len, how, .. } => {
+            tree.allocate(cx, open.handle, *off, *len, *how).map(done)
+        }
+        Call::Seek { off, to, .. } => {
+            Ok(Attempt::Done(Reply::Sought(tree.seek(cx, open.handle, *off, *to)?)))
+        }
+        Call::Copy { from, from_off, off, len, .. } => {
+            let source = session.opened(*from)?;
+            if source.export != open.export {
+                return Err(Error::new(Code::Exdev, "cross-export copy is not supported"));
+            }
+            Ok(written(tree.copy_range(
+                cx,
+                (source.handle, *from_off),
+                (open.handle, *off),
+                *len,
+            )?))
         }
         _ => DONE,
     }
@@ -472,5 +503,5 @@ fn write(
 }
 
 fn written(w: Written) -> Attempt {
-    Attempt::Done(Reply::Written { n: w.n, extra: w.extra })
+    Attempt::Done(Reply::Written { n: w.n, attr: None, extra: w.extra })
 }

@@ -276,7 +276,7 @@ impl Session {
         if event == fs::Event::Resync || self.lost_events.load(Ordering::Acquire) {
             return self.resync(&ready);
         }
-        if self.conn.push(Message::text(event.encode())).is_err() {
+        if self.conn.push(Message::text(event.encode(None))).is_err() {
             self.lost_events.store(true, Ordering::Release);
         }
     }
@@ -290,7 +290,7 @@ impl Session {
                 roots.iter().map(|e| fs::Event::All { node: e.root, generation: None }).collect()
             }
         };
-        let queued = events.iter().all(|e| self.conn.push(Message::text(e.encode())).is_ok());
+        let queued = events.iter().all(|e| self.conn.push(Message::text(e.encode(None))).is_ok());
         self.lost_events.store(!queued, Ordering::Release);
     }
 

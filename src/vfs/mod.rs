@@ -18,8 +18,8 @@ pub use local::{Local, LocalOptions};
 pub use synthetic::Synthetic;
 pub use tree::Tree;
 pub use types::{
-    Access, Attr, Caps, Cx, DirEntry, DirPage, Event, EventSink, FileKind, Handle, Kind, LockKind,
-    LockRequest, NodeId, OpenFlags, Opened, PageLimit, Read, ReadDir, RenameFlags, SetAttr,
-    SetTime, StatFs, Watch, Who, Written, XattrFlags,
+    Access, Allocate, Attr, Caps, Cx, DirEntry, DirPage, Event, EventSink, FileKind, Handle, Kind,
+    LockKind, LockRequest, NodeId, OpenFlags, Opened, PageLimit, Range, Read, ReadDir, RenameFlags,
+    SeekTo, SetAttr, SetTime, StatFs, Watch, Who, Written, XattrFlags,
 };
 pub use union::{Bind, Member, MountPoint, MountStatus, Union};

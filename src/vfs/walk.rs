@@ -158,7 +158,7 @@ pub fn write_all(
             done += usize::try_from(last.n).unwrap_or(usize::MAX).min(end - done);
         }
         let extra = tree.flush(cx, handle)?.extra.or(last.extra);
-        Ok(Written { n: done as u64, extra })
+        Ok(Written { n: done as u64, attr: last.attr, extra })
     };
     let outcome = write();
     let released = tree.release(cx, handle);

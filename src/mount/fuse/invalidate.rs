@@ -35,9 +35,10 @@ impl Changes {
     pub fn add(&self, event: Event) {
         let (node, what) = match event {
             Event::Attr(node) => (node, What::Attr),
-            Event::Data { node, .. } | Event::All { node, .. } | Event::Dir(node) => {
-                (node, What::Data)
-            }
+            Event::Data { node, .. }
+            | Event::All { node, .. }
+            | Event::Dir(node)
+            | Event::Entry { dir: node, .. } => (node, What::Data),
             // Nobody knows what changed; all that the kernel knows expires within the second.
             Event::Resync => return,
         };

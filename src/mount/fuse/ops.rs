@@ -445,7 +445,7 @@ impl Filesystem for Adapter {
             libc::F_WRLCK => LockKind::Exclusive,
             _ => LockKind::Unlock,
         };
-        let (handle, request) = (Handle(fh.0), LockRequest { kind, owner: owner.0 });
+        let (handle, request) = (Handle(fh.0), LockRequest { kind, owner: owner.0, range: None });
         match self.counted(|| self.tree.lock(&self.cx(), handle, request)) {
             Ok(()) => reply.ok(),
             Err(e) if sleep && e.code == Code::Again => {

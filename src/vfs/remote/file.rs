@@ -1,8 +1,8 @@
 //! Open files of a remote tree: opened again when the connection was, and read without holding a thread
 //! where the file makes its readers wait.
 
+use super::export::{Remote, Wire, unexpected};
 use super::peer::{Link, read};
-use super::tree::{Remote, Wire, unexpected};
 use crate::base::{Counted, Deadline, Error, Name, Notify, Result};
 use crate::net::{CallError, Message};
 use crate::vfs::wire;
@@ -207,7 +207,7 @@ impl Remote {
             }
         };
         let call = Call::Read { h, off: offset, len: len.min(link.caps.max_read) };
-        let build = |tag| Message::from(Request { tag: Some(tag), call }.encode(link.ext.bin));
+        let build = |tag| Message::from(Request::new(tag, call).encode(link.ext.bin));
         let tag = link.mux.start(build, Deadline::never(), done)?;
         Ok(Pending { offset, len, epoch: link.epoch, tag, answer, answered, _place: place })
     }
@@ -235,12 +235,9 @@ impl Remote {
                 let end = data.len().min(done + link.caps.max_write as usize);
                 Ok(Call::Write { h, off, data: data.slice(done..end) })
             };
-            let (n, extra) = self.run(cx, Op::Write, make, |_, reply| match reply {
-                Reply::Written { n, extra } => Ok((n, extra)),
-                _ => Err(unexpected(Op::Write)),
-            })?;
-            total.n += n;
-            total.extra = extra.or(total.extra);
+            let take = |_: &Link, reply| Remote::written(file.node, reply, Op::Write);
+            let Written { n, attr, extra } = self.run(cx, Op::Write, make, take)?;
+            total = Written { n: total.n + n, attr, extra: extra.or(total.extra) };
             if n == 0 || total.n as usize >= data.len() {
                 total.n = total.n.min(data.len() as u64);
                 return Ok(total);
@@ -255,10 +252,7 @@ impl Remote {
             return Ok(Written::default());
         }
         let make = |link: &Link| Ok(Call::Flush { h: self.wire_handle(cx, link, handle)? });
-        self.run(cx, Op::Flush, make, |_, reply| match reply {
-            Reply::Written { n, extra } => Ok(Written { n, extra }),
-            _ => Err(unexpected(Op::Flush)),
-        })
+        self.run(cx, Op::Flush, make, |_, reply| Remote::written(file.node, reply, Op::Flush))
     }
 
     /// A handle of a connection that is gone is closed with it.

@@ -1,7 +1,7 @@
 //! Reading directories of a node: by its own cookies, or, of an old node, by counting entries.
 
+use super::export::{Remote, unexpected};
 use super::peer::Link;
-use super::tree::{Remote, unexpected};
 use crate::base::{Code, Name, Result, ResultExt};
 use crate::vfs::{Cx, DirEntry, DirPage, ReadDir};
 use crate::wire::fs::{self, Call, Op, Reply};

@@ -154,6 +154,7 @@ impl Shared {
             }
             Event::All { node, generation } => id(node).map(|node| Event::All { node, generation }),
             Event::Dir(node) => id(node).map(Event::Dir),
+            Event::Entry { dir, name } => id(dir).map(|dir| Event::Entry { dir, name }),
             Event::Resync => (member == group.active()).then_some(Event::Resync),
         };
         if let Some(event) = event {
