@@ -2,7 +2,7 @@
 //! read, tried again while another holds the lock, and answered exactly once.
 
 use super::calls::{self, Attempt};
-use super::session::{CURRENT, Ready, Session};
+use super::session::{Ready, Session};
 use crate::base::{Cancel, Code, Counted, Deadline, Error, Result, Wait};
 use crate::net::InFlight;
 use crate::vfs::Cx;
@@ -97,9 +97,8 @@ impl Job {
             return self.finish(Err(e));
         }
         let session = self.answer.session.clone();
-        CURRENT.set(session.conn.id());
-        let attempt = calls::run(&session, &self.ready, &self.cx, &self.call);
-        CURRENT.set(0);
+        let run = || calls::run(&session, &self.ready, &self.cx, &self.call);
+        let attempt = session.caller.run(run);
         match attempt {
             Ok(Attempt::Done(reply)) => self.finish(Ok(reply)),
             Ok(Attempt::Wait(wait)) => self.park(wait),

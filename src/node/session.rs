@@ -8,12 +8,11 @@ use super::exports::Exports;
 use super::job::{CALL_TIMEOUT_MS, Job};
 use crate::base::{Cancel, Code, Deadline, Error, Gauge, Lanes, Pool, Result, Timer, id};
 use crate::net::{Conn, InFlight, Limits, Message};
-use crate::vfs::{Cx, FileKind, Handle, OpenFlags, Watch, Who};
+use crate::vfs::{Caller, Cx, FileKind, Handle, OpenFlags, Watch, Who};
 use crate::wire::Envelope;
 use crate::wire::fs::{
     self, Call, Ext, Failure, Fault, Hello, HelloReply, Op, Reply, Request, decode_bin,
 };
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -80,6 +79,8 @@ pub struct Session {
     /// Events could not be queued: the client has to forget everything.
     lost_events: AtomicBool,
     pub(super) parked: Gauge,
+    /// Tells its own changes from those of others.
+    pub(super) caller: Caller,
 }
 
 #[derive(Default)]
@@ -120,12 +121,6 @@ impl Ready {
     }
 }
 
-thread_local! {
-    /// The session whose request this thread carries out: it hears of its own changes even when it has
-    /// not subscribed (spec: fs 6).
-    pub(super) static CURRENT: Cell<u64> = const { Cell::new(0) };
-}
-
 impl Session {
     /// `limits`: what the connection may use once its hello is answered.
     pub fn new(
@@ -137,7 +132,8 @@ impl Session {
         let lanes = Lanes::new(server.pool.clone());
         let (state, lost_events) = (Mutex::default(), AtomicBool::new(false));
         let parked = Gauge::new(PARKED_MAX, "reads waiting in this session");
-        Arc::new(Session { server, door, conn, limits, lanes, state, lost_events, parked })
+        let caller = Caller::unique();
+        Arc::new(Session { server, door, conn, limits, lanes, state, lost_events, parked, caller })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -268,9 +264,14 @@ impl Session {
     }
 
     fn event(&self, event: fs::Event) {
-        let own = CURRENT.get() == self.conn.id();
         let Some(ready) = self.lock().ready.clone() else { return };
-        if !own && !ready.subscribed {
+        // Old clients hear of their own changes even when they have not subscribed (spec: fs 6); ours
+        // know them by the reply.
+        let wanted = match (self.caller.is_here(), &ready.ext) {
+            (true, ext) => ext.is_none(),
+            (false, _) => ready.subscribed,
+        };
+        if !wanted {
             return;
         }
         if event == fs::Event::Resync || self.lost_events.load(Ordering::Acquire) {

@@ -2,7 +2,7 @@
 //! is known by its wire id of one epoch, and found again by its name in the next.
 
 use super::dial::is_harmless;
-use super::file::OpenFile;
+use super::file::{OpenFile, entry};
 use super::peer::{Link, Peer};
 use crate::base::{Code, Deadline, Error, Name, Notify, Result};
 use crate::net::CallError;
@@ -105,6 +105,14 @@ impl Remote {
         // A node that nobody was told of is nobody's concern.
         if let Some(event) = event {
             self.announce(event);
+        }
+    }
+
+    /// Tells the watchers of a change made here. Nodes that speak our extensions do not tell us of it;
+    /// an old one has, before its reply.
+    pub(super) fn changed(&self, link: &Link, events: &[Event]) {
+        if link.is_ours() {
+            self.watchers.announce(events);
         }
     }
 
@@ -220,9 +228,21 @@ impl Remote {
         name: Name<'_>,
     ) -> Result<Attr> {
         match reply {
-            Reply::Attr(a) => Ok(self.attr(link, &a, dir, name.as_os_str())),
+            Reply::Attr(a) => {
+                let attr = self.attr(link, &a, dir, name.as_os_str());
+                self.changed(link, &[entry(dir, name)]);
+                Ok(attr)
+            }
             _ => self.lookup(cx, dir, name),
         }
+    }
+
+    /// Whether the node, reached and of ours, announces what happens behind its back.
+    pub(super) fn is_told_of_all(&self) -> bool {
+        let told = |link: &Arc<Link>| {
+            link.is_ours() && self.exported(link).is_ok_and(|e| e.caps.native_watch)
+        };
+        self.peer.connected().as_ref().is_some_and(told)
     }
 
     pub(super) fn caps_now(&self, link: &Link) -> Caps {

@@ -66,6 +66,10 @@ impl Remote {
         };
         let (opened, old) = self.run(cx, Op::Open, make, |link, reply| match reply {
             Reply::Open(open) => {
+                if flags.truncate {
+                    let generation = Some(open.generation);
+                    self.changed(link, &[Event::Data { node, generation }]);
+                }
                 Ok((self.keep(link, node, flags, &open)?, !link.ext.has(Op::Setattr)))
             }
             _ => Err(unexpected(Op::Open)),
@@ -102,8 +106,9 @@ impl Remote {
                 let key = Wire { epoch: link.epoch, id: a.id };
                 let is_news = self.ids.id(&key).is_none();
                 let node = self.ids.intern(&key, dir, name.as_os_str());
-                // The node's own event about it came before anybody here could know it.
-                if is_news {
+                self.changed(link, &[entry(dir, name)]);
+                // An old node's own event about it came before anybody here could know it.
+                if is_news || link.is_ours() {
                     self.announce(Event::All { node, generation: Some(a.generation) });
                 }
                 Ok((wire::attr_from(node, &a), self.keep(link, node, flags, &open)?))
@@ -235,7 +240,12 @@ impl Remote {
                 let end = data.len().min(done + link.caps.max_write as usize);
                 Ok(Call::Write { h, off, data: data.slice(done..end) })
             };
-            let take = |_: &Link, reply| Remote::written(file.node, reply, Op::Write);
+            let take = |link: &Link, reply| {
+                let written = Remote::written(file.node, reply, Op::Write)?;
+                let generation = written.attr.as_ref().map(|a| a.generation);
+                self.changed(link, &[Event::Data { node: file.node, generation }]);
+                Ok(written)
+            };
             let Written { n, attr, extra } = self.run(cx, Op::Write, make, take)?;
             total = Written { n: total.n + n, attr, extra: extra.or(total.extra) };
             if n == 0 || total.n as usize >= data.len() {
@@ -271,6 +281,10 @@ impl Remote {
             _ => Ok(()),
         }
     }
+}
+
+pub(super) fn entry(dir: NodeId, name: Name<'_>) -> Event {
+    Event::Entry { dir, name: name.as_os_str().into() }
 }
 
 fn data(reply: Reply) -> Result<Read, Error> {

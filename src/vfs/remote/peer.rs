@@ -112,6 +112,11 @@ impl Peer {
         }
     }
 
+    /// The connection, if there is one.
+    pub fn connected(&self) -> Option<Arc<Link>> {
+        self.lock().link.clone().filter(|link| link.mux.is_open())
+    }
+
     /// The node may be reachable again, or in another way: the next call tries at once.
     pub fn retry_now(&self) {
         let mut s = self.lock();
@@ -233,6 +238,11 @@ impl Peer {
 }
 
 impl Link {
+    /// True for a node that speaks our extensions.
+    pub fn is_ours(&self) -> bool {
+        self.ext != Ext::default()
+    }
+
     /// Sends a call and waits for its reply. Errors: the node's; with `sent` false where the node
     /// certainly has not seen it.
     pub fn call(

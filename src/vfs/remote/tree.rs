@@ -1,12 +1,13 @@
 //! The export as a tree: each method is one call of the protocol, or, of an old node, what comes nearest.
 
 use super::export::{Remote, is_new, unexpected};
+use super::file::entry;
 use super::peer::Link;
 use crate::base::{Deadline, Name, Result, TreePath};
 use crate::vfs::wire;
 use crate::vfs::{
-    Allocate, Attr, Caps, Cx, DirPage, EventSink, Handle, LockRequest, NodeId, OpenFlags, Opened,
-    Read, ReadDir, RenameFlags, SeekTo, SetAttr, StatFs, Tree, Watch, Written, XattrFlags,
+    Allocate, Attr, Caps, Cx, DirPage, Event, EventSink, Handle, LockRequest, NodeId, OpenFlags,
+    Opened, Read, ReadDir, RenameFlags, SeekTo, SetAttr, StatFs, Tree, Watch, Written, XattrFlags,
 };
 use crate::wire::fs::{Call, Op, Reply};
 use bytes::Bytes;
@@ -67,10 +68,18 @@ impl Tree for Remote {
                 _ => Err(is_new(link, Op::Setattr).unwrap_err()),
             }
         };
-        self.run(cx, Op::Setattr, make, |_, reply| Ok(reply)).and_then(|reply| match reply {
-            Reply::Attr(a) => Ok(wire::attr_from(node, &a)),
-            _ => self.getattr(cx, node),
-        })
+        let told = self.run(cx, Op::Setattr, make, |link, reply| {
+            let Reply::Attr(a) = reply else { return Ok(None) };
+            self.changed(
+                link,
+                &[match set.size {
+                    Some(_) => Event::All { node, generation: Some(a.generation) },
+                    None => Event::Attr(node),
+                }],
+            );
+            Ok(Some(wire::attr_from(node, &a)))
+        })?;
+        told.map_or_else(|| self.getattr(cx, node), Ok)
     }
 
     fn readdir(&self, cx: &Cx, at: ReadDir) -> Result<DirPage> {
@@ -133,9 +142,15 @@ impl Tree for Remote {
             let dir = self.wire(cx, link, dir)?;
             Ok(Call::Unlink { dir, name: name.as_os_str().to_os_string() })
         };
-        self.run(cx, Op::Unlink, make, |_, _| Ok(()))?;
-        self.ids.remove(dir, name.as_os_str(), false);
-        Ok(())
+        self.run(cx, Op::Unlink, make, |link, _| {
+            let node = self.ids.remove(dir, name.as_os_str(), false);
+            self.changed(link, &[entry(dir, name)]);
+            // It may have other names, and one link less.
+            if let Some(node) = node {
+                self.changed(link, &[Event::Attr(node)]);
+            }
+            Ok(())
+        })
     }
 
     fn rmdir(&self, cx: &Cx, dir: NodeId, name: Name<'_>) -> Result<()> {
@@ -143,9 +158,11 @@ impl Tree for Remote {
             let dir = self.wire(cx, link, dir)?;
             Ok(Call::Rmdir { dir, name: name.as_os_str().to_os_string() })
         };
-        self.run(cx, Op::Rmdir, make, |_, _| Ok(()))?;
-        self.ids.remove(dir, name.as_os_str(), true);
-        Ok(())
+        self.run(cx, Op::Rmdir, make, |link, _| {
+            self.ids.remove(dir, name.as_os_str(), true);
+            self.changed(link, &[entry(dir, name)]);
+            Ok(())
+        })
     }
 
     fn rename(
@@ -171,14 +188,21 @@ impl Tree for Remote {
                 flags: bits,
             })
         };
-        self.run(cx, Op::Rename, make, |_, _| Ok(()))?;
-        let (from, to) = ((from.0, from.1.as_os_str()), (to.0, to.1.as_os_str()));
-        if flags.exchange {
-            self.ids.exchange(from, to);
-        } else {
-            self.ids.rename(from, to);
-        }
-        Ok(())
+        self.run(cx, Op::Rename, make, |link, _| {
+            let (old, new) = ((from.0, from.1.as_os_str()), (to.0, to.1.as_os_str()));
+            let replaced = self.ids.at(new.0, new.1);
+            let moved = if flags.exchange {
+                self.ids.exchange(old, new);
+                self.ids.at(new.0, new.1)
+            } else {
+                self.ids.rename(old, new)
+            };
+            self.changed(link, &[entry(from.0, from.1), entry(to.0, to.1)]);
+            for node in [moved, replaced].into_iter().flatten() {
+                self.changed(link, &[Event::All { node, generation: None }]);
+            }
+            Ok(())
+        })
     }
 
     fn link(&self, cx: &Cx, node: NodeId, dir: NodeId, name: Name<'_>) -> Result<Attr> {
@@ -187,7 +211,11 @@ impl Tree for Remote {
             let (node, dir) = (self.wire(cx, link, node)?, self.wire(cx, link, dir)?);
             Ok(Call::Link { node, dir, name: name.as_os_str().to_os_string() })
         };
-        self.run(cx, Op::Link, make, |link, reply| self.made(cx, link, reply, dir, name))
+        self.run(cx, Op::Link, make, |link, reply| {
+            let attr = self.made(cx, link, reply, dir, name)?;
+            self.changed(link, &[Event::Attr(node)]);
+            Ok(attr)
+        })
     }
 
     fn symlink(&self, cx: &Cx, dir: NodeId, name: Name<'_>, target: &[u8]) -> Result<Attr> {
@@ -222,7 +250,7 @@ impl Tree for Remote {
     fn setxattr(
         &self,
         cx: &Cx,
-        node: NodeId,
+        id: NodeId,
         name: &[u8],
         value: &[u8],
         flags: XattrFlags,
@@ -233,10 +261,13 @@ impl Tree for Remote {
             XattrFlags::Replace => libc::XATTR_REPLACE as u32,
         };
         let make = |link: &Link| {
-            let node = self.wire(cx, link, node)?;
+            let node = self.wire(cx, link, id)?;
             Ok(Call::Setxattr { node, name: os(name), value: value.to_vec(), flags })
         };
-        self.run(cx, Op::Setxattr, make, |_, _| Ok(()))
+        self.run(cx, Op::Setxattr, make, |link, _| {
+            self.changed(link, &[Event::Attr(id)]);
+            Ok(())
+        })
     }
 
     fn listxattr(&self, cx: &Cx, node: NodeId) -> Result<Vec<Vec<u8>>> {
@@ -251,7 +282,10 @@ impl Tree for Remote {
         let make = |link: &Link| {
             Ok(Call::Removexattr { node: self.wire(cx, link, node)?, name: os(name) })
         };
-        self.run(cx, Op::Removexattr, make, |_, _| Ok(()))
+        self.run(cx, Op::Removexattr, make, |link, _| {
+            self.changed(link, &[Event::Attr(node)]);
+            Ok(())
+        })
     }
 
     fn lock(&self, cx: &Cx, handle: Handle, request: LockRequest) -> Result<()> {
@@ -301,7 +335,11 @@ impl Tree for Remote {
             is_new(link, Op::Allocate)?;
             Ok(Call::Allocate { h: self.wire_handle(cx, link, handle)?, off: offset, len, how })
         };
-        self.run(cx, Op::Allocate, make, |_, _| Ok(()))
+        let node = self.handles.get(handle)?.0;
+        self.run(cx, Op::Allocate, make, |link, _| {
+            self.changed(link, &[Event::All { node, generation: None }]);
+            Ok(())
+        })
     }
 
     fn seek(&self, cx: &Cx, handle: Handle, offset: u64, to: SeekTo) -> Result<u64> {
@@ -329,7 +367,12 @@ impl Tree for Remote {
             Ok(Call::Copy { from, from_off, h, off: to.1, len })
         };
         let node = self.handles.get(to.0)?.0;
-        self.run(cx, Op::Copy, make, |_, reply| Remote::written(node, reply, Op::Copy))
+        self.run(cx, Op::Copy, make, |link, reply| {
+            let written = Remote::written(node, reply, Op::Copy)?;
+            let generation = written.attr.as_ref().map(|a| a.generation);
+            self.changed(link, &[Event::Data { node, generation }]);
+            Ok(written)
+        })
     }
 
     fn statfs(&self, cx: &Cx, node: NodeId) -> Result<StatFs> {
@@ -347,6 +390,10 @@ impl Tree for Remote {
 
     fn forget(&self, node: NodeId) {
         self.ids.forget(node);
+    }
+
+    fn is_live(&self) -> bool {
+        self.is_told_of_all()
     }
 
     fn watch(&self, sink: EventSink) -> Result<Watch> {
