@@ -110,6 +110,7 @@ pub fn run(args: Args) -> Result<()> {
         }
         verb => verb.run(&world),
     };
+    world.stop();
     net.stop(Deadline::after_ms(0));
     timer.stop();
     outcome

@@ -5,7 +5,7 @@ use super::endpoint::Endpoint;
 use crate::base::{Deadline, Result, TreePath};
 use crate::net::{Net, WsUrl};
 use crate::vfs::remote::{Dial, Peer, Remote};
-use crate::vfs::{Cx, Member, MountPoint, NodeId, Tree, Union};
+use crate::vfs::{CacheOptions, Cached, Cx, Member, MountPoint, NodeId, Tree, Union, Workers};
 use crate::wire::fs::{Binding, Hello};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,10 +30,13 @@ impl From<Endpoint> for Source {
 pub struct Attached {
     pub source: Source,
     pub remote: Arc<Remote>,
+    /// The same, remembered here.
+    pub cached: Arc<Cached>,
 }
 
 pub struct World {
     net: Arc<Net>,
+    workers: Workers,
     pub tree: Arc<Union>,
     /// For each call of the tree.
     pub timeout_ms: u64,
@@ -43,7 +46,14 @@ pub struct World {
 impl World {
     pub fn new(net: Arc<Net>, timeout_ms: u64) -> Result<World> {
         let tree = Arc::new(Union::new(Vec::new(), Vec::new())?);
-        Ok(World { net, tree, timeout_ms, attached: Mutex::default() })
+        let options = CacheOptions { timeout_ms, ..CacheOptions::default() };
+        let workers = Workers::start(options, net.timer().clone())?;
+        Ok(World { net, workers, tree, timeout_ms, attached: Mutex::default() })
+    }
+
+    /// Ends the threads; what is still on its way is sent first.
+    pub fn stop(&self) {
+        self.workers.stop();
     }
 
     /// For one call.
@@ -73,7 +83,8 @@ impl World {
                 binary: true,
             };
             let remote = Remote::new(Peer::new(Arc::new(dial)), endpoint.export.clone());
-            Attached { source, remote }
+            let cached = Cached::new(remote.clone(), self.workers.clone());
+            Attached { source, remote, cached }
         })
     }
 
@@ -81,9 +92,9 @@ impl World {
     /// [`Union::set`], with nothing changed.
     pub fn set(&self, wanted: Vec<Attached>) -> Result<()> {
         let mut mounts: Vec<MountPoint> = Vec::new();
-        for Attached { source, remote } in &wanted {
+        for Attached { source, cached, .. } in &wanted {
             let Endpoint { name, mount_path, .. } = &source.endpoint;
-            let member = Member { name: name.clone(), tree: remote.clone(), root: NodeId::ROOT };
+            let member = Member { name: name.clone(), tree: cached.clone(), root: NodeId::ROOT };
             match mounts.iter_mut().find(|m| m.path == *mount_path) {
                 Some(mount) => mount.members.push(member),
                 None => mounts.push(MountPoint { path: mount_path.clone(), members: vec![member] }),

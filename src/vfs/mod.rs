@@ -2,6 +2,7 @@
 //! behind one (a host directory, functions, a node at the other end of a socket, a mount table over
 //! other trees) is nobody's business. This room knows neither FUSE nor the control plane.
 
+mod cached;
 mod caller;
 mod handles;
 mod ids;
@@ -15,6 +16,7 @@ pub mod walk;
 mod watchers;
 pub mod wire;
 
+pub use cached::{CacheOptions, CacheStatus, Cached, Workers};
 pub use caller::Caller;
 pub use local::{Local, LocalOptions};
 pub use synthetic::Synthetic;
