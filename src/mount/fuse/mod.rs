@@ -13,7 +13,7 @@ mod ops;
 mod waiting;
 
 use crate::base::{Cancel, Code, Deadline, Error, Notify, Result, ResultExt, Timer};
-use crate::vfs::{Tree, Watch, Who};
+use crate::vfs::{Caller, Tree, Watch, Who};
 use invalidate::Changes;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub struct Mounted {
     timer: Timer,
     running: Arc<AtomicUsize>,
     changes: Changes,
-    notifier: JoinHandle<()>,
+    notifiers: Vec<JoinHandle<()>>,
     ended: Notify,
     watch: Option<Watch>,
     session: JoinHandle<()>,
@@ -82,8 +82,13 @@ pub fn mount(
     let (timer, cancel, changes) = (Timer::start()?, Cancel::new(), Changes::default());
     let waiting = Waiting::start(timer.clone())?;
     let running = Arc::new(AtomicUsize::new(0));
-    let sink = changes.clone();
-    let watch = tree.watch(Arc::new(move |event| sink.add(event))).ok();
+    let (sink, caller) = (changes.clone(), Caller::unique());
+    // What the kernel itself asked for it knows.
+    let watch = tree.watch(Arc::new(move |event| {
+        if !caller.is_here() {
+            sink.add(event);
+        }
+    }));
     let adapter = adapter::Adapter {
         tree,
         who: Arc::new(Who { principal: "mount".into(), ..Who::default() }),
@@ -92,11 +97,14 @@ pub fn mount(
         waiting: waiting.clone(),
         dirs: dirs::OpenDirs::default(),
         running: running.clone(),
+        caller,
+        changes: changes.clone(),
+        contents: adapter::Contents::default(),
     };
     let session = fuser::Session::new(adapter, point, &config)
         .and_then(fuser::Session::spawn)
         .map_err(|e| explain(point, &e))?;
-    let notifier = changes.tell(session.notifier())?;
+    let notifiers = changes.tell(session.notifier())?;
     let gone = Notify::default();
     let tell = gone.clone();
     let join = move || {
@@ -114,9 +122,9 @@ pub fn mount(
         timer,
         running,
         changes,
-        notifier,
+        notifiers,
         ended: gone,
-        watch,
+        watch: watch.ok(),
         session: session.context("FUSE thread")?,
     })
 }
@@ -174,7 +182,7 @@ impl Mounted {
         self.changes.stop();
         self.timer.stop();
         if self.session.is_finished() {
-            let _ = self.notifier.join();
+            self.notifiers.into_iter().for_each(|thread| drop(thread.join()));
             let _ = self.session.join();
         }
     }

@@ -2,7 +2,7 @@
 //! and what is cached is the tree's business.
 
 use super::adapter::{
-    Adapter, BACKGROUND_MAX, GENERATION, TRANSFER_MAX, TTL, attributes, empty, entry, fail, fopen,
+    Adapter, BACKGROUND_MAX, GENERATION, TRANSFER_MAX, TTL, attributes, empty, entry, fail,
     guarded, refused_xattr, xattr,
 };
 use super::convert::{self, node, open_flags};
@@ -55,7 +55,7 @@ impl Filesystem for Adapter {
     /// Counts are not kept: a tree takes this as a hint, and tells a forgotten node anew when asked.
     fn forget(&self, _: &Request, ino: INodeNo, _: u64) {
         let _ = guarded(|| {
-            self.tree.forget(node(ino));
+            Adapter::forget(self, node(ino));
             Ok(())
         });
     }
@@ -200,7 +200,7 @@ impl Filesystem for Adapter {
             self.tree.open(&self.cx(), node(ino), flags)
         };
         self.answer(reply, call, |reply, opened: Opened| {
-            reply.opened(FileHandle(opened.handle.0), fopen(&opened));
+            reply.opened(FileHandle(opened.handle.0), self.fopen(node(ino), &opened));
         });
     }
 
@@ -220,7 +220,8 @@ impl Filesystem for Adapter {
         };
         self.answer(reply, call, |reply, (attr, opened): (Attr, Opened)| {
             let handle = FileHandle(opened.handle.0);
-            reply.created(&TTL, &convert::attr(&attr), GENERATION, handle, fopen(&opened));
+            let flags = self.fopen(attr.id, &opened);
+            reply.created(&TTL, &convert::attr(&attr), GENERATION, handle, flags);
         });
     }
 
@@ -430,7 +431,7 @@ impl Filesystem for Adapter {
     fn setlk(
         &self,
         req: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         owner: LockOwner,
         _: u64,
@@ -446,10 +447,11 @@ impl Filesystem for Adapter {
             _ => LockKind::Unlock,
         };
         let (handle, request) = (Handle(fh.0), LockRequest { kind, owner: owner.0, range: None });
-        match self.counted(|| self.tree.lock(&self.cx(), handle, request)) {
+        let node = node(ino);
+        match self.counted(|| self.lock(node, handle, request)) {
             Ok(()) => reply.ok(),
             Err(e) if sleep && e.code == Code::Again => {
-                self.lock_later(req, handle, request, reply);
+                self.lock_later(req, (node, handle), request, reply);
             }
             Err(e) => fail(reply, &e),
         }
