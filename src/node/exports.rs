@@ -74,6 +74,11 @@ impl Exports {
         Ok((index as u64 + 1) << INNER_BITS | node.0)
     }
 
+    /// True for exports of the same names in the same order.
+    pub fn is_alike(&self, other: &Exports) -> bool {
+        self.0.iter().map(|e| &e.name).eq(other.0.iter().map(|e| &e.name))
+    }
+
     /// What the hello tells: the logical AND over all exports (spec: fs 3.1).
     pub fn caps(&self) -> fs::Caps {
         let all = |cap: fn(Caps) -> bool| self.0.iter().all(|e| cap(e.caps()));

@@ -67,7 +67,7 @@ pub fn start(options: Options) -> Result<Running> {
     let timer = Timer::start()?;
     let net = Net::start(0, timer.clone())?;
     let pool = Pool::start("files", FILE_THREADS, QUEUE_MAX)?;
-    let server = Arc::new(Server { pool: pool.clone(), timer: timer.clone() });
+    let server = Arc::new(Server::new(pool.clone(), timer.clone()));
     // What comes through a tunnel was let in by the gateway.
     let token = match &options.mode {
         Mode::Alone { token, .. } => token.clone(),

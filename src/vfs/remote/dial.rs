@@ -27,9 +27,10 @@ pub struct Dial {
 impl Connector for Dial {
     fn connect(&self, deadline: Deadline, hooks: Hooks) -> Result<Link> {
         let options = DialOptions { bearer: self.bearer.clone(), ..DialOptions::default() };
-        let inbound = Box::new(Replies(hooks));
+        let session = Some(hooks.session.to_string());
+        let inbound = Box::new(Replies::new(hooks));
         let mux = Mux::dial(&self.net, &self.url, &options, deadline, INFLIGHT_MAX, inbound)?;
-        let ext = Ext { bin: self.binary, ..Ext::all() };
+        let ext = Ext { bin: self.binary, session, ..Ext::all() };
         say_hello(mux, Hello { ext: Some(ext), ..self.hello.clone() }, deadline)
     }
 
@@ -58,7 +59,17 @@ pub fn say_hello(mux: Mux, hello: Hello, deadline: Deadline) -> Result<Link> {
 }
 
 /// What comes in on a connection to a node.
-pub struct Replies(pub Hooks);
+pub struct Replies {
+    hooks: Hooks,
+    /// The number of the last event.
+    seq: u64,
+}
+
+impl Replies {
+    pub fn new(hooks: Hooks) -> Replies {
+        Replies { hooks, seq: 0 }
+    }
+}
 
 impl Inbound for Replies {
     fn tag(&mut self, message: &Message) -> Option<u32> {
@@ -73,12 +84,19 @@ impl Inbound for Replies {
             && let Ok(envelope) = Envelope::parse(&text)
             && let Some(event) = Event::decode(&envelope)
         {
-            (self.0.event)(event);
+            // Old nodes do not number their events.
+            if let Ok(Some(seq)) = envelope.fields.u64("seq") {
+                if seq != self.seq + 1 {
+                    (self.hooks.event)(Event::Resync);
+                }
+                self.seq = seq;
+            }
+            (self.hooks.event)(event);
         }
     }
 
     fn lost(&mut self, _: &Closed) {
-        (self.0.lost)();
+        (self.hooks.lost)();
     }
 }
 

@@ -163,8 +163,8 @@ impl Remote {
     }
 
     /// Runs a call made by `make` for the current link. A lost connection is made again and the call
-    /// repeated once, if that cannot do it twice; a node whose queue is full is asked again in growing
-    /// steps.
+    /// repeated once, if that cannot do it twice (it changes nothing, was not sent, or bears a number in
+    /// a session that the node resumed); a node whose queue is full is asked again in growing steps.
     pub(super) fn run<T>(
         &self,
         cx: &Cx,
@@ -173,11 +173,22 @@ impl Remote {
         take: impl FnOnce(&Link, Reply) -> Result<T>,
     ) -> Result<T> {
         let (mut again, mut busy) = (true, 0);
+        // In a session, what changes something is numbered: sent twice, it is done once.
+        let number = (!is_harmless(op)).then(|| self.peer.number());
+        let mut sent_in = None;
         loop {
             cx.check()?;
             let link = self.link(cx)?;
+            let slot = number.as_ref().filter(|_| link.has_session()).map(|n| n.slot());
+            if let Some((epoch, error)) = sent_in.take()
+                && (slot.is_none() || epoch != link.epoch)
+            {
+                // Nobody there remembers it: whether it was done is not known.
+                return Err(error);
+            }
             let outcome = make(&link).map_err(|error| CallError { error, sent: false });
-            match outcome.and_then(|call| link.call(call, cx.deadline, &cx.cancel)) {
+            let call = |call| link.call_numbered(call, slot, cx.deadline, &cx.cancel);
+            match outcome.and_then(call) {
                 Ok(reply) => return take(&link, reply),
                 Err(CallError { error, sent }) => {
                     if error.code == Code::Timeout {
@@ -192,6 +203,11 @@ impl Remote {
                         continue;
                     }
                     let lost = error.is_peer_lost();
+                    if lost && again && sent && slot.is_some() {
+                        sent_in = Some((link.epoch, error));
+                        again = false;
+                        continue;
+                    }
                     if !(lost && again && (!sent || is_harmless(op))) {
                         // Not sent: a sibling may do it instead, and will not do it twice.
                         let unsent = lost && !sent;

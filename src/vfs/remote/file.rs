@@ -7,11 +7,12 @@ use crate::base::{Counted, Deadline, Error, Name, Notify, Result};
 use crate::net::{CallError, Message};
 use crate::vfs::wire;
 use crate::vfs::{
-    Access, Attr, Cx, Event, FileKind, Handle, NodeId, OpenFlags, Opened, Read, SetAttr, Tree,
-    Written,
+    Access, Attr, Cx, Event, FileKind, Handle, LockKind, LockRequest, NodeId, OpenFlags, Opened,
+    Range, Read, SetAttr, Tree, Written,
 };
 use crate::wire::fs::{Call, Op, OpenReply, Reply, Request};
 use bytes::Bytes;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(super) struct OpenFile {
@@ -19,6 +20,8 @@ pub(super) struct OpenFile {
     flags: OpenFlags,
     kind: FileKind,
     state: Mutex<State>,
+    /// A lock is held through it: what is read and written relies on that.
+    locked: AtomicBool,
 }
 
 struct State {
@@ -55,7 +58,8 @@ impl Remote {
     ) -> Result<Opened> {
         let kind = wire::kind_from(open.kind.as_deref());
         let state = State { epoch: link.epoch, h: open.h, pending: None };
-        let file = OpenFile { node, flags, kind, state: Mutex::new(state) };
+        let locked = AtomicBool::new(false);
+        let file = OpenFile { node, flags, kind, state: Mutex::new(state), locked };
         let handle = self.handles.insert(node, file)?;
         Ok(Opened { handle, kind, generation: open.generation })
     }
@@ -135,6 +139,10 @@ impl Remote {
                 return Ok(state.h);
             }
         }
+        if file.locked.load(Ordering::Acquire) {
+            let text = "the lock on this file was lost with the node's session; open the file anew";
+            return Err(Error::from_errno(libc::EIO, text));
+        }
         // What was done by opening it the first time is not done again.
         let flags = OpenFlags { truncate: false, exclusive: false, ..file.flags };
         let node = self.wire(cx, link, file.node)?;
@@ -147,6 +155,16 @@ impl Remote {
             (state.epoch, state.h) = (link.epoch, open.h);
         }
         Ok(state.h)
+    }
+
+    /// Notes whether a lock is held through a file; one that was lost is not taken for granted.
+    pub(super) fn note_lock(&self, handle: Handle, request: &LockRequest) {
+        let whole = |r: Range| r.start == 0 && r.end == u64::MAX;
+        let Ok((_, file)) = self.handles.get(handle) else { return };
+        match request.kind {
+            LockKind::Unlock if !request.range.is_none_or(whole) => {}
+            kind => file.locked.store(kind != LockKind::Unlock, Ordering::Release),
+        }
     }
 
     pub(super) fn read_file(&self, cx: &Cx, handle: Handle, offset: u64, len: u32) -> Result<Read> {

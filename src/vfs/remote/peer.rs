@@ -2,9 +2,12 @@
 //! a node cannot be reached, calls fail at once instead of waiting for it, and it is tried again in
 //! growing steps.
 
-use crate::base::{Cancel, Code, Deadline, Error, Gauge, Notify, Result};
+use crate::base::{Cancel, Code, Deadline, Error, Gauge, Notify, Result, id};
 use crate::net::{CallError, Message, Mux};
-use crate::wire::fs::{self, Call, Event, Ext, Reply, Request, decode_bin_reply, decode_reply};
+use crate::wire::fs::{
+    self, Call, Event, Ext, Reply, Request, Slot, decode_bin_reply, decode_reply,
+};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -29,9 +32,10 @@ pub trait Connector: Send + Sync {
     fn target(&self) -> String;
 }
 
-/// What a connection tells its peer.
+/// What a connection tells its peer, and the name of the session to resume.
 #[derive(Clone)]
 pub struct Hooks {
+    pub session: Arc<str>,
     pub event: Arc<dyn Fn(Event) + Send + Sync>,
     pub lost: Arc<dyn Fn() + Send + Sync>,
 }
@@ -44,12 +48,15 @@ pub struct Link {
     pub caps: fs::Caps,
     pub name: String,
     pub exports: Vec<fs::Export>,
-    /// Ids and handles of one epoch mean nothing in another.
+    /// Ids and handles of one epoch mean nothing in another. A session that was resumed stays in its
+    /// own.
     pub epoch: u64,
 }
 
 pub struct Peer {
     connector: Arc<dyn Connector>,
+    session: Arc<str>,
+    slots: Slots,
     state: Mutex<State>,
     changed: Notify,
     listeners: RwLock<Vec<Listener>>,
@@ -63,6 +70,8 @@ pub type Listener = Arc<dyn Fn(Option<&Event>) + Send + Sync>;
 struct State {
     link: Option<Arc<Link>>,
     epoch: u64,
+    /// Counts the attempts to connect.
+    attempt: u64,
     connecting: bool,
     failures: u32,
     retry_at: Option<Instant>,
@@ -82,6 +91,8 @@ impl Peer {
     pub fn new(connector: Arc<dyn Connector>) -> Arc<Peer> {
         Arc::new(Peer {
             connector,
+            session: id::hex_token("s-").into(),
+            slots: Slots::default(),
             state: Mutex::default(),
             changed: Notify::default(),
             listeners: RwLock::default(),
@@ -95,6 +106,11 @@ impl Peer {
 
     pub fn listen(&self, listener: Listener) {
         self.listeners.write().unwrap_or_else(PoisonError::into_inner).push(listener);
+    }
+
+    /// A number for a request that must take effect once.
+    pub(super) fn number(&self) -> Numbered {
+        self.slots.number()
     }
 
     fn tell(&self, event: Option<&Event>) {
@@ -138,10 +154,10 @@ impl Peer {
                         return Err(self.unreachable(s.last_error.as_ref()));
                     }
                     s.connecting = true;
-                    s.epoch += 1;
-                    let epoch = s.epoch;
+                    s.attempt += 1;
+                    let attempt = s.attempt;
                     drop(s);
-                    return self.connect(epoch, deadline);
+                    return self.connect(attempt, deadline);
                 }
             }
             self.changed.wait(seen, Deadline::never()).block(deadline, cancel)?;
@@ -155,9 +171,10 @@ impl Peer {
         Error::new(Code::Refused, text)
     }
 
-    fn connect(self: &Arc<Peer>, epoch: u64, deadline: Deadline) -> Result<Arc<Link>> {
+    fn connect(self: &Arc<Peer>, attempt: u64, deadline: Deadline) -> Result<Arc<Link>> {
         let (for_events, for_loss) = (Arc::downgrade(self), Arc::downgrade(self));
         let hooks = Hooks {
+            session: self.session.clone(),
             event: Arc::new(move |event| {
                 if let Some(peer) = for_events.upgrade() {
                     peer.tell(Some(&event));
@@ -165,17 +182,20 @@ impl Peer {
             }),
             lost: Arc::new(move || {
                 if let Some(peer) = for_loss.upgrade() {
-                    peer.lost(epoch);
+                    peer.lost(attempt);
                 }
             }),
         };
-        let attempt = self.connector.connect(deadline.min(Deadline::after_ms(CONNECT_MS)), hooks);
+        let outcome = self.connector.connect(deadline.min(Deadline::after_ms(CONNECT_MS)), hooks);
         let outcome = {
             let mut s = self.lock();
             s.connecting = false;
-            match attempt {
+            match outcome {
                 Ok(link) => {
-                    let link = Arc::new(Link { epoch, ..link });
+                    if !link.ext.resumed {
+                        s.epoch += 1;
+                    }
+                    let link = Arc::new(Link { epoch: s.epoch, ..link });
                     s.link = Some(link.clone());
                     (s.failures, s.retry_at, s.last_error) = (0, None, None);
                     Ok(link)
@@ -197,10 +217,10 @@ impl Peer {
         outcome
     }
 
-    fn lost(&self, epoch: u64) {
+    fn lost(&self, attempt: u64) {
         {
             let mut s = self.lock();
-            if s.epoch != epoch {
+            if s.attempt != attempt {
                 return;
             }
             s.link = None;
@@ -228,7 +248,7 @@ impl Peer {
     /// The connection does not answer: the next call makes a new one.
     fn give_up(&self, link: &Link) {
         let mut s = self.lock();
-        if s.epoch == link.epoch
+        if s.link.as_ref().is_some_and(|current| std::ptr::eq(&**current, link))
             && let Some(link) = s.link.take()
             && let Some(conn) = link.mux.conn()
         {
@@ -237,7 +257,51 @@ impl Peer {
     }
 }
 
+/// The numbers of requests in a session that must take effect once.
+#[derive(Default)]
+struct Slots(Arc<Mutex<InUse>>);
+
+#[derive(Default)]
+struct InUse {
+    next: u64,
+    open: BTreeSet<u64>,
+}
+
+/// A number in use: its reply may be asked for as long as this lives.
+pub(super) struct Numbered {
+    slots: Arc<Mutex<InUse>>,
+    rid: u64,
+}
+
+impl Slots {
+    fn number(&self) -> Numbered {
+        let mut s = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        s.next += 1;
+        let rid = s.next;
+        s.open.insert(rid);
+        Numbered { slots: self.0.clone(), rid }
+    }
+}
+
+impl Numbered {
+    pub fn slot(&self) -> Slot {
+        let s = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        Slot { rid: self.rid, ack: s.open.first().copied().unwrap_or(self.rid) }
+    }
+}
+
+impl Drop for Numbered {
+    fn drop(&mut self) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).open.remove(&self.rid);
+    }
+}
+
 impl Link {
+    /// True where requests can be numbered.
+    pub fn has_session(&self) -> bool {
+        self.ext.session.is_some()
+    }
+
     /// True for a node that speaks our extensions.
     pub fn is_ours(&self) -> bool {
         self.ext != Ext::default()
@@ -251,8 +315,19 @@ impl Link {
         deadline: Deadline,
         cancel: &Cancel,
     ) -> Result<Reply, CallError> {
+        self.call_numbered(call, None, deadline, cancel)
+    }
+
+    /// As [`Link::call`]; with a slot it can be sent again in the same session and takes effect once.
+    pub fn call_numbered(
+        &self,
+        call: Call,
+        slot: Option<Slot>,
+        deadline: Deadline,
+        cancel: &Cancel,
+    ) -> Result<Reply, CallError> {
         let (op, bin) = (call.op(), self.ext.bin);
-        let build = |tag| Message::from(Request::new(tag, call).encode(bin));
+        let build = |tag| Message::from(Request { tag: Some(tag), call, slot }.encode(bin));
         let message = self.mux.call(build, deadline, cancel)?;
         read(op, &message).map_err(|error| CallError { error, sent: true })
     }

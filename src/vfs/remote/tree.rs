@@ -298,7 +298,9 @@ impl Tree for Remote {
             let LockRequest { owner, range, .. } = request;
             Ok(Call::Lock { h, kind, wait: false, owner, range })
         };
-        self.run(cx, Op::Lock, make, |_, _| Ok(()))
+        self.run(cx, Op::Lock, make, |_, _| Ok(()))?;
+        self.note_lock(handle, &request);
+        Ok(())
     }
 
     fn test_lock(

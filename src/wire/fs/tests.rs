@@ -92,7 +92,8 @@ fn hello_offers_and_accepts() {
     };
     let request = Request::new(1, Call::Hello(hello.clone()));
     assert_eq!(decode(&request.encode(false)), request);
-    let ours = Ext { bin: false, max_inflight: 8, ops: vec![Op::Fsync], session: None };
+    let ours =
+        Ext { bin: false, max_inflight: 8, ops: vec![Op::Fsync], session: None, resumed: false };
     let accepted = hello.ext.unwrap().accept(&ours);
     assert_eq!((accepted.bin, accepted.max_inflight, accepted.ops), (false, 8, vec![Op::Fsync]));
     let other = r#"{"protocol":"unified-v2-fs","proto":2,"ext":{"v":9}}"#;

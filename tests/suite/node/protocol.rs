@@ -43,8 +43,7 @@ impl Node {
     fn behind(dir: Scratch, door: Arc<dyn Door>) -> Node {
         let timer = Timer::start().unwrap();
         let net = Net::start(1, timer.clone()).unwrap();
-        let server =
-            Arc::new(Server { pool: Pool::start("files", 4, 256).unwrap(), timer: timer.clone() });
+        let server = Arc::new(Server::new(Pool::start("files", 4, 256).unwrap(), timer.clone()));
         let service = Arc::new(FsService { server, door });
         let listener = net.listen("127.0.0.1:0".parse().unwrap(), service).unwrap();
         Node { listener, net, timer, dir }
