@@ -54,7 +54,8 @@ pub fn say_hello(mux: Mux, hello: Hello, deadline: Deadline) -> Result<Link> {
         return Err(Error::new(Code::Unavailable, "the peer lists no exports"));
     };
     // The epoch is the peer's to give.
-    Ok(Link { mux, ext: ext.unwrap_or_default(), caps, name, exports, epoch: 0 })
+    let ext = ext.unwrap_or_default();
+    Ok(Link { mux, ext, caps, name, exports, epoch: 0, answered_ms: 0.into() })
 }
 
 /// What comes in on a connection to a node.
@@ -77,8 +78,8 @@ impl Inbound for Replies {
         }
     }
 
-    fn lost(&mut self, _: &Closed) {
-        (self.0.lost)();
+    fn lost(&mut self, why: &Closed) {
+        (self.0.lost)(&why.error());
     }
 }
 

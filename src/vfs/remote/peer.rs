@@ -2,9 +2,10 @@
 //! a node cannot be reached, calls fail at once instead of waiting for it, and it is tried again in
 //! growing steps.
 
-use crate::base::{Cancel, Code, Deadline, Error, Gauge, Notify, Result};
+use crate::base::{Cancel, Code, Deadline, Error, Gauge, Notify, Result, now_ms};
 use crate::net::{CallError, Message, Mux};
 use crate::wire::fs::{self, Call, Event, Ext, Reply, Request, decode_bin_reply, decode_reply};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,8 @@ pub trait Connector: Send + Sync {
 #[derive(Clone)]
 pub struct Hooks {
     pub event: Arc<dyn Fn(Event) + Send + Sync>,
-    pub lost: Arc<dyn Fn() + Send + Sync>,
+    /// With what ended it.
+    pub lost: Arc<dyn Fn(&Error) + Send + Sync>,
 }
 
 /// A connection that has said hello.
@@ -46,6 +48,8 @@ pub struct Link {
     pub exports: Vec<fs::Export>,
     /// Ids and handles of one epoch mean nothing in another.
     pub epoch: u64,
+    /// When the node last answered, in Unix milliseconds.
+    pub answered_ms: AtomicI64,
 }
 
 pub struct Peer {
@@ -56,7 +60,7 @@ pub struct Peer {
     pub(super) waiting: Gauge,
 }
 
-/// Told of events; `None` when the connection was lost or made again.
+/// Told of events; `None` when the connection was lost or made again, or cannot be made.
 pub type Listener = Arc<dyn Fn(Option<&Event>) + Send + Sync>;
 
 #[derive(Default)]
@@ -67,6 +71,22 @@ struct State {
     failures: u32,
     retry_at: Option<Instant>,
     last_error: Option<Error>,
+    /// Of links that are gone.
+    last_success_ms: i64,
+    last_failure_ms: i64,
+}
+
+impl State {
+    fn end_link(&mut self) -> Option<Arc<Link>> {
+        let link = self.link.take()?;
+        self.last_success_ms = link.answered_ms.load(Ordering::Relaxed);
+        Some(link)
+    }
+
+    fn failed(&mut self, e: &Error) {
+        self.last_failure_ms = now_ms();
+        self.last_error = Some(e.clone());
+    }
 }
 
 /// How a peer stands, for people.
@@ -76,6 +96,10 @@ pub struct PeerStatus {
     pub connected: bool,
     pub consecutive_failures: u32,
     pub last_error: Option<String>,
+    /// Unix times in milliseconds; 0 for what has not happened. A success is any answer, a failure the
+    /// loss of a connection or one that could not be made.
+    pub last_success_ms: i64,
+    pub last_failure_ms: i64,
 }
 
 impl Peer {
@@ -109,6 +133,11 @@ impl Peer {
             connected: s.link.is_some(),
             consecutive_failures: s.failures,
             last_error: s.last_error.as_ref().map(ToString::to_string),
+            last_success_ms: s
+                .link
+                .as_ref()
+                .map_or(s.last_success_ms, |link| link.answered_ms.load(Ordering::Relaxed)),
+            last_failure_ms: s.last_failure_ms,
         }
     }
 
@@ -158,47 +187,50 @@ impl Peer {
                     peer.tell(Some(&event));
                 }
             }),
-            lost: Arc::new(move || {
+            lost: Arc::new(move |why| {
                 if let Some(peer) = for_loss.upgrade() {
-                    peer.lost(epoch);
+                    peer.lost(epoch, why);
                 }
             }),
         };
         let attempt = self.connector.connect(deadline.min(Deadline::after_ms(CONNECT_MS)), hooks);
-        let outcome = {
+        let (news, outcome) = {
             let mut s = self.lock();
             s.connecting = false;
             match attempt {
                 Ok(link) => {
-                    let link = Arc::new(Link { epoch, ..link });
+                    let link = Arc::new(Link { epoch, answered_ms: now_ms().into(), ..link });
                     s.link = Some(link.clone());
                     (s.failures, s.retry_at, s.last_error) = (0, None, None);
-                    Ok(link)
+                    (true, Ok(link))
                 }
                 Err(e) => {
-                    s.link = None;
+                    s.end_link();
                     s.failures += 1;
                     let step = RETRY.0 * 2u32.saturating_pow(s.failures.min(10) - 1);
                     s.retry_at = Some(Instant::now() + step.min(RETRY.1));
-                    s.last_error = Some(e.clone());
-                    Err(self.unreachable(Some(&e)))
+                    s.failed(&e);
+                    (s.failures == 1, Err(self.unreachable(Some(&e))))
                 }
             }
         };
         self.changed.notify();
-        if outcome.is_ok() {
+        if news {
             self.tell(None);
         }
         outcome
     }
 
-    fn lost(&self, epoch: u64) {
+    fn lost(&self, epoch: u64, why: &Error) {
         {
             let mut s = self.lock();
             if s.epoch != epoch {
                 return;
             }
-            s.link = None;
+            // One that was given up has told its reason already.
+            if s.end_link().is_some() {
+                s.failed(why);
+            }
         }
         self.tell(None);
     }
@@ -225,10 +257,12 @@ impl Peer {
     fn give_up(&self, link: &Link) {
         let mut s = self.lock();
         if s.epoch == link.epoch
-            && let Some(link) = s.link.take()
-            && let Some(conn) = link.mux.conn()
+            && let Some(link) = s.end_link()
         {
-            conn.close(None, "");
+            s.failed(&Error::new(Code::Unavailable, "it does not answer"));
+            if let Some(conn) = link.mux.conn() {
+                conn.close(None, "");
+            }
         }
     }
 }
@@ -245,6 +279,7 @@ impl Link {
         let (op, bin) = (call.op(), self.ext.bin);
         let build = |tag| Message::from(Request { tag: Some(tag), call }.encode(bin));
         let message = self.mux.call(build, deadline, cancel)?;
+        self.answered_ms.store(now_ms(), Ordering::Relaxed);
         read(op, &message).map_err(|error| CallError { error, sent: true })
     }
 }
