@@ -7,6 +7,7 @@ PROVIDER    ?= echo
 MODEL       ?=
 
 bindir      := $(DESTDIR)$(PREFIX)/bin
+sbindir     := $(DESTDIR)$(PREFIX)/sbin
 mandir      := $(DESTDIR)$(PREFIX)/share/man
 docdir      := $(DESTDIR)$(PREFIX)/share/doc/spiderweb
 PROGRAMS    := spiderweb spiderweb-config spiderweb-control spiderweb-fs-node spiderweb-fs-mount
@@ -49,13 +50,14 @@ demo: setup-demo ## Show an agent at work: gateway, two nodes, a mount, a failov
 	PROVIDER='$(PROVIDER)' MODEL='$(MODEL)' tests/demo target/release
 
 install: release ## Install below $(DESTDIR)$(PREFIX)
-	install -d $(bindir) $(mandir)/man1 $(mandir)/man5 $(mandir)/man7 $(mandir)/man8 $(docdir)
+	install -d $(bindir) $(sbindir) $(mandir)/man1 $(mandir)/man5 $(mandir)/man7 $(mandir)/man8 $(docdir)
 	install -m 0755 $(addprefix target/release/,$(PROGRAMS)) $(bindir)
+	ln -sf ../bin/spiderweb-fs-mount $(sbindir)/mount.spiderweb
 	for page in man/*.[1-8]; do install -m 0644 $$page $(mandir)/man$${page##*.}/ || exit 1; done
 	install -m 0644 README.md ARCHITECTURE.md CHANGELOG.md LICENSE $(docdir)
 
 uninstall: ## Remove what install installed
-	rm -f $(addprefix $(bindir)/,$(PROGRAMS))
+	rm -f $(addprefix $(bindir)/,$(PROGRAMS)) $(sbindir)/mount.spiderweb
 	for page in man/*.[1-8]; do rm -f $(mandir)/man$${page##*.}/$${page##*/}; done
 	rm -rf $(docdir)
 

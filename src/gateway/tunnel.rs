@@ -164,7 +164,7 @@ impl Handler for TunnelHandler {
         self.gateway.tunnels.close(&node_id, &tunnel);
         tunnel.mux.lose(reason);
         if let Some(hooks) = tunnel.hooks() {
-            (hooks.lost)();
+            (hooks.lost)(&reason.error());
         }
         log::info!("{node_id} is disconnected: {}", reason.error());
     }

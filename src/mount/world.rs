@@ -30,13 +30,14 @@ impl From<Endpoint> for Source {
 pub struct Attached {
     pub source: Source,
     pub remote: Arc<Remote>,
-    /// The same, remembered here.
-    pub cached: Arc<Cached>,
+    /// The same, remembered here, unless the cache is off.
+    pub cached: Option<Arc<Cached>>,
 }
 
 pub struct World {
     net: Arc<Net>,
-    workers: Workers,
+    /// `None`: nothing is remembered.
+    workers: Option<Workers>,
     pub tree: Arc<Union>,
     /// For each call of the tree.
     pub timeout_ms: u64,
@@ -44,16 +45,24 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(net: Arc<Net>, timeout_ms: u64) -> Result<World> {
+    /// `cache_bytes`: memory for what is remembered, about; 0 for nothing, `None` for the default.
+    pub fn new(net: Arc<Net>, timeout_ms: u64, cache_bytes: Option<u64>) -> Result<World> {
         let tree = Arc::new(Union::new(Vec::new(), Vec::new())?);
-        let options = CacheOptions { timeout_ms, ..CacheOptions::default() };
-        let workers = Workers::start(options, net.timer().clone())?;
+        let default = CacheOptions::default();
+        let bytes = cache_bytes.map_or(default.bytes, |n| usize::try_from(n).unwrap_or(usize::MAX));
+        let options = CacheOptions { bytes, timeout_ms, ..default };
+        let workers = match bytes {
+            0 => None,
+            _ => Some(Workers::start(options, net.timer().clone())?),
+        };
         Ok(World { net, workers, tree, timeout_ms, attached: Mutex::default() })
     }
 
     /// Ends the threads; what is still on its way is sent first.
     pub fn stop(&self) {
-        self.workers.stop();
+        if let Some(workers) = &self.workers {
+            workers.stop();
+        }
     }
 
     /// For one call.
@@ -82,8 +91,8 @@ impl World {
                 },
                 binary: true,
             };
-            let remote = Remote::new(Peer::new(Arc::new(dial)), endpoint.export.clone());
-            let cached = Cached::new(remote.clone(), self.workers.clone());
+            let remote = Remote::new(Peer::restless(Arc::new(dial)), endpoint.export.clone());
+            let cached = self.workers.as_ref().map(|w| Cached::new(remote.clone(), w.clone()));
             Attached { source, remote, cached }
         })
     }
@@ -92,9 +101,13 @@ impl World {
     /// [`Union::set`], with nothing changed.
     pub fn set(&self, wanted: Vec<Attached>) -> Result<()> {
         let mut mounts: Vec<MountPoint> = Vec::new();
-        for Attached { source, cached, .. } in &wanted {
+        for Attached { source, remote, cached } in &wanted {
             let Endpoint { name, mount_path, .. } = &source.endpoint;
-            let member = Member { name: name.clone(), tree: cached.clone(), root: NodeId::ROOT };
+            let tree: Arc<dyn Tree> = match cached {
+                Some(cached) => cached.clone(),
+                None => remote.clone(),
+            };
+            let member = Member { name: name.clone(), tree, root: NodeId::ROOT };
             match mounts.iter_mut().find(|m| m.path == *mount_path) {
                 Some(mount) => mount.members.push(member),
                 None => mounts.push(MountPoint { path: mount_path.clone(), members: vec![member] }),

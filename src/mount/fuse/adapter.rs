@@ -6,6 +6,7 @@ use super::dirs::OpenDirs;
 use super::invalidate::Changes;
 use super::waiting::Waiting;
 use crate::base::{Cancel, Code, Deadline, Error, Notify, Result, Wait};
+use crate::mount::options::View;
 use crate::vfs::{
     Attr, Caller, Cx, Event, FileKind, Handle, LockKind, LockRequest, NodeId, Opened, Read, Tree,
     Who,
@@ -21,11 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-/// How long the kernel believes attributes and names. Events of the tree end it sooner; where none
-/// come, this is how old an answer can be.
-pub const TTL: Duration = Duration::from_secs(1);
 /// Largest read or write in one request.
 pub const TRANSFER_MAX: u32 = 1 << 20;
 /// Requests the kernel sends ahead (read-ahead, write-back, direct I/O in parallel).
@@ -41,6 +38,7 @@ pub struct Adapter {
     pub tree: Arc<dyn Tree>,
     pub who: Arc<Who>,
     pub timeout_ms: u64,
+    pub view: View,
     /// Ends what is still running after the mount is gone.
     pub cancel: Cancel,
     pub waiting: Arc<Waiting>,
@@ -96,14 +94,6 @@ pub fn guarded<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
 pub fn fail<R: Fail>(reply: R, e: &Error) {
     log::debug!("answered {}: {e}", e.errno());
     reply.fail(convert::errno(e));
-}
-
-pub fn entry(reply: ReplyEntry, attr: Attr) {
-    reply.entry(&TTL, &convert::attr(&attr), GENERATION);
-}
-
-pub fn attributes(reply: ReplyAttr, attr: Attr) {
-    reply.attr(&TTL, &convert::attr(&attr));
 }
 
 pub fn empty(reply: ReplyEmpty, (): ()) {
@@ -170,6 +160,16 @@ impl Adapter {
     /// Locks, and returns when the kernel believes nothing older than the lock.
     pub fn lock(&self, node: NodeId, handle: Handle, request: LockRequest) -> Result<()> {
         lock(&*self.tree, &self.changes, &self.cx(), (node, handle), request)
+    }
+
+    pub fn entry(&self) -> impl FnOnce(ReplyEntry, Attr) + use<> {
+        let view = self.view;
+        move |reply, a| reply.entry(&view.attr_timeout, &convert::attr(&view, &a), GENERATION)
+    }
+
+    pub fn attributes(&self) -> impl FnOnce(ReplyAttr, Attr) + use<> {
+        let view = self.view;
+        move |reply, a| reply.attr(&view.attr_timeout, &convert::attr(&view, &a))
     }
 
     /// Runs a call and hands its outcome to the reply.

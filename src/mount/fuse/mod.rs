@@ -13,6 +13,7 @@ mod ops;
 mod waiting;
 
 use crate::base::{Cancel, Code, Deadline, Error, Notify, Result, ResultExt, Timer};
+use crate::mount::options::Options;
 use crate::vfs::{Caller, Tree, Watch, Who};
 use invalidate::Changes;
 use std::path::{Path, PathBuf};
@@ -27,16 +28,6 @@ const THREADS: usize = 16;
 const IDLE_MS: u64 = 500;
 /// How often its end is looked for.
 const STEP_MS: u64 = 10;
-
-pub struct Options {
-    /// What `mount` and `df` show as the source.
-    pub source: String,
-    /// Other users may enter; the kernel then checks permissions by the modes of the files.
-    pub allow_other: bool,
-    pub read_only: bool,
-    /// For each operation.
-    pub timeout_ms: u64,
-}
 
 /// A filesystem that is mounted.
 pub struct Mounted {
@@ -75,8 +66,13 @@ pub fn mount(
     if options.read_only {
         config.mount_options.push(O::RO);
     }
+    if options.no_exec {
+        config.mount_options.push(O::NoExec);
+    }
     if options.allow_other {
         config.acl = fuser::SessionACL::All;
+    }
+    if options.allow_other || options.default_permissions {
         config.mount_options.push(O::DefaultPermissions);
     }
     let (timer, cancel, changes) = (Timer::start()?, Cancel::new(), Changes::default());
@@ -93,6 +89,7 @@ pub fn mount(
         tree,
         who: Arc::new(Who { principal: "mount".into(), ..Who::default() }),
         timeout_ms: options.timeout_ms,
+        view: options.view,
         cancel: cancel.clone(),
         waiting: waiting.clone(),
         dirs: dirs::OpenDirs::default(),

@@ -76,6 +76,8 @@ impl Workers {
 pub struct CacheStatus {
     pub hits: u64,
     pub misses: u64,
+    /// Events end what is remembered; else time does.
+    pub live: bool,
     /// Of all cached trees of the program.
     pub read_ahead_bytes: usize,
     pub write_behind_bytes: usize,
@@ -132,6 +134,7 @@ impl Cached {
         CacheStatus {
             hits,
             misses,
+            live: self.inner.is_live(),
             read_ahead_bytes: self.workers.ahead.used(),
             write_behind_bytes: self.workers.behind.used(),
             bytes_max: self.workers.options.bytes,

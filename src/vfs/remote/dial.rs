@@ -2,13 +2,17 @@
 
 use super::peer::{Connector, Hooks, Link, WAITING_MAX, read};
 use crate::base::{Cancel, Code, Deadline, Error, Result, ResultExt};
-use crate::net::{Closed, DialOptions, Inbound, Message, Mux, Net, WsUrl};
+use crate::net::{Closed, DialOptions, Inbound, Limits, Message, Mux, Net, WsUrl};
 use crate::wire::Envelope;
 use crate::wire::fs::{
     Call, Event, Ext, Hello, HelloReply, Op, Reply, Request, frame_tag, text_tag,
 };
 use std::sync::Arc;
+use std::time::Duration;
 
+/// Silence after which a node is asked whether it is there, and after which it is taken for lost.
+const PING: Duration = Duration::from_secs(4);
+const SILENCE: Duration = Duration::from_secs(8);
 /// Requests in flight on one connection, those that wait for something to read included.
 const INFLIGHT_MAX: usize = WAITING_MAX + 64;
 
@@ -31,7 +35,12 @@ impl Connector for Dial {
         let inbound = Box::new(Replies::new(hooks));
         let mux = Mux::dial(&self.net, &self.url, &options, deadline, INFLIGHT_MAX, inbound)?;
         let ext = Ext { bin: self.binary, session, ..Ext::all() };
-        say_hello(mux, Hello { ext: Some(ext), ..self.hello.clone() }, deadline)
+        let link = say_hello(mux, Hello { ext: Some(ext), ..self.hello.clone() }, deadline)?;
+        // Ours answers pings whatever it is busy with; an old node answers nothing meanwhile.
+        if let Some(conn) = link.mux.conn().filter(|_| link.is_ours()) {
+            conn.set_limits(Limits { ping: PING, idle: SILENCE, ..conn.limits() });
+        }
+        Ok(link)
     }
 
     fn target(&self) -> String {
@@ -55,7 +64,8 @@ pub fn say_hello(mux: Mux, hello: Hello, deadline: Deadline) -> Result<Link> {
         return Err(Error::new(Code::Unavailable, "the peer lists no exports"));
     };
     // The epoch is the peer's to give.
-    Ok(Link { mux, ext: ext.unwrap_or_default(), caps, name, exports, epoch: 0 })
+    let ext = ext.unwrap_or_default();
+    Ok(Link { mux, ext, caps, name, exports, epoch: 0, answered_ms: 0.into() })
 }
 
 /// What comes in on a connection to a node.
@@ -95,8 +105,8 @@ impl Inbound for Replies {
         }
     }
 
-    fn lost(&mut self, _: &Closed) {
-        (self.hooks.lost)();
+    fn lost(&mut self, why: &Closed) {
+        (self.hooks.lost)(&why.error());
     }
 }
 

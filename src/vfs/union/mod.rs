@@ -120,6 +120,11 @@ impl Union {
         all
     }
 
+    /// Files that are open now.
+    pub fn open_files(&self) -> usize {
+        self.0.handles.len()
+    }
+
     /// Passes the events of a group's members on, in ids of the union. Members that tell no events
     /// are listened to in vain.
     fn listen(&self, group: &Group) -> Vec<super::Watch> {

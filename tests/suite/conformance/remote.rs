@@ -87,8 +87,8 @@ impl Inbound for Frames {
         }
     }
 
-    fn lost(&mut self, _: &Closed) {
-        (self.0.lost)();
+    fn lost(&mut self, why: &Closed) {
+        (self.0.lost)(&why.error());
     }
 }
 
