@@ -235,8 +235,8 @@ impl Tree for Cached {
         let since = self.meta.now();
         let made = self.own.run(|| self.inner.mkdir(cx, dir, name, mode));
         let attr = self.known(dir, made)?;
-        self.made(since, dir, name, &attr);
         self.meta.put_empty(since, attr.id, self.until());
+        self.made(since, dir, name, &attr);
         Ok(attr)
     }
 

@@ -18,11 +18,18 @@ const SET_ID_BITS: u32 = libc::S_ISUID | libc::S_ISGID;
 
 impl Core {
     pub(super) fn make_dir(&self, dir: &Node, name: &OsStr, mode: u32) -> Result<Attr> {
+        let _changing = self.changing();
         nix::sys::stat::mkdirat(dir, name, Mode::from_bits_truncate(mode & 0o1777))?;
-        self.made(dir, name)
+        let attr = self.made(dir, name)?;
+        // Whoever made it knows that it is empty, and wants to hear when it no longer is.
+        if let Ok(fd) = sys::open_beneath(dir, name) {
+            self.look(attr.id, &fd);
+        }
+        Ok(attr)
     }
 
     pub(super) fn make_symlink(&self, dir: &Node, name: &OsStr, target: &[u8]) -> Result<Attr> {
+        let _changing = self.changing();
         nix::unistd::symlinkat(OsStr::from_bytes(target), dir, name)?;
         self.made(dir, name)
     }
@@ -34,6 +41,7 @@ impl Core {
     }
 
     pub(super) fn make_link(&self, node: &Node, dir: &Node, name: &OsStr) -> Result<Attr> {
+        let _changing = self.changing();
         if node.stat.kind() == Kind::Dir {
             return Err(Error::from_errno(libc::EPERM, "directories have no hard links"));
         }
@@ -48,6 +56,7 @@ impl Core {
     }
 
     pub(super) fn remove(&self, dir: &Node, name: &OsStr, how: UnlinkatFlags) -> Result<()> {
+        let _changing = self.changing();
         let stat = sys::stat(dir, name)?;
         nix::unistd::unlinkat(dir, name, how)?;
         let last = stat.kind() == Kind::Dir || stat.nlink() <= 1;
@@ -65,6 +74,7 @@ impl Core {
         to: (&Node, &OsStr),
         flags: RenameFlags,
     ) -> Result<()> {
+        let _changing = self.changing();
         let moved = sys::stat(from.0, from.1)?.key();
         let replaced = sys::stat(to.0, to.1).ok();
         let mut host = nix::fcntl::RenameFlags::empty();
@@ -103,6 +113,7 @@ impl Core {
         handle: Option<Handle>,
         set: &SetAttr,
     ) -> Result<Attr> {
+        let _changing = self.changing();
         let node = self.node(id)?;
         let path = sys::proc_path(&node);
         // Set-id bits can be kept, not gained; a new owner does not get them.

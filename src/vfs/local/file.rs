@@ -138,6 +138,7 @@ impl Core {
         if flags.writes() || flags.truncate {
             self.writable()?;
         }
+        let _changing = flags.truncate.then(|| self.changing());
         let file = sys::reopen(node, host_flags(flags))?;
         let generation = if flags.truncate {
             sys::stat(&file, OsStr::new(""))?.generation()
@@ -188,6 +189,7 @@ impl Core {
         mode: u32,
         flags: OpenFlags,
     ) -> Result<(Attr, Opened)> {
+        let _changing = self.changing();
         self.writable()?;
         let host = host_flags(flags) | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
         let mode = Mode::from_bits_truncate(mode & 0o777);

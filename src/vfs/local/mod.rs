@@ -186,6 +186,7 @@ impl Tree for Local {
 
     fn write(&self, _: &Cx, handle: Handle, offset: u64, data: Bytes) -> Result<Written> {
         let (node, file) = self.handles.get(handle)?;
+        let _changing = self.changing();
         let written = file.write(offset, &data)?;
         let stat = file.stat()?;
         self.note(node, &stat);

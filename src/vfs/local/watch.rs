@@ -22,9 +22,9 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDe
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Directories watched at once; past these, the host's own limit is usually near.
 const WATCHES_MAX: usize = 16_384;
@@ -32,6 +32,8 @@ const WATCHES_MAX: usize = 16_384;
 const STATES_MAX: usize = 65_536;
 /// How long events are gathered before they are told.
 const GATHER: Duration = Duration::from_millis(5);
+/// How long a change of our own is waited for before its events are looked at all the same.
+const OWN_MAX: Duration = Duration::from_millis(100);
 /// How old an answer can be where a directory could not be watched.
 const BLIND_MS: u16 = 1_000;
 
@@ -47,6 +49,47 @@ pub struct Watching {
     states: Mutex<HashMap<NodeId, u64>>,
     /// A directory could not be watched: clients have to look again every now and then.
     blind: AtomicBool,
+    /// Changes of our own that are being made.
+    own: Phases,
+}
+
+/// Counts what goes on, so that somebody can wait for what had begun without holding up what begins.
+#[derive(Default)]
+struct Phases {
+    phase: AtomicUsize,
+    running: [AtomicUsize; 2],
+}
+
+/// Something that goes on; dropping it ends it.
+pub struct Going<'a>(&'a AtomicUsize);
+
+impl Drop for Going<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Phases {
+    fn begin(&self) -> Going<'_> {
+        loop {
+            let phase = self.phase.load(Ordering::Acquire);
+            let running = &self.running[phase % 2];
+            running.fetch_add(1, Ordering::AcqRel);
+            if self.phase.load(Ordering::Acquire) == phase {
+                return Going(running);
+            }
+            running.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Waits until all that had begun has ended, or for [`OWN_MAX`].
+    fn settle(&self) {
+        let phase = self.phase.fetch_add(1, Ordering::AcqRel);
+        let until = Instant::now() + OWN_MAX;
+        while self.running[phase % 2].load(Ordering::Acquire) > 0 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 #[derive(Default)]
@@ -75,6 +118,7 @@ impl Watching {
                 table: RwLock::default(),
                 states: Mutex::default(),
                 blind: AtomicBool::new(false),
+                own: Phases::default(),
             }),
             Err(e) => {
                 log::warn!("exports are not watched for changes: inotify: {}", e.desc());
@@ -213,6 +257,12 @@ impl Core {
                 let _ = self.dir(dir);
             }
         }
+    }
+
+    /// A change of our own begins. Until the guard goes, its events are not looked at: what it did is in
+    /// the table of ids by then.
+    pub(super) fn changing(&self) -> Option<Going<'_>> {
+        self.watching.as_ref().map(|w| w.own.begin())
     }
 
     /// Notes what a change of our own has left, so that it is not taken for somebody else's.
@@ -369,7 +419,7 @@ fn turn(weak: &Weak<Core>) -> bool {
         PollFd::new(pair.1.as_fd(), PollFlags::POLLIN),
     ];
     let _ = poll(&mut fds, timeout);
-    // What comes together is told together; and what is our own is in the table of ids by then.
+    // What comes together is told together.
     std::thread::sleep(GATHER);
     let Some(local) = weak.upgrade() else { return false };
     let Some(w) = &local.watching else { return false };
@@ -387,6 +437,7 @@ fn turn(weak: &Weak<Core>) -> bool {
             break;
         }
     }
+    w.own.settle();
     local.tell(w, gathered);
     true
 }
