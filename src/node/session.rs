@@ -2,7 +2,6 @@
 //! one open file keep their order; a read that must wait is parked; a lock that is taken is tried again
 //! later; neither holds a thread.
 
-use super::convert;
 use super::cursor::Cursors;
 use super::exports::Exports;
 use super::job::{CALL_TIMEOUT_MS, Job};
@@ -87,7 +86,7 @@ struct State {
     ready: Option<Arc<Ready>>,
     /// Messages in the lane of hellos.
     in_order: usize,
-    watches: Vec<Watch>,
+    watch: Option<Watch>,
     handles: HashMap<u64, Open>,
     last_handle: u64,
     running: HashMap<u64, Running>,
@@ -246,25 +245,18 @@ impl Session {
     }
 
     fn watch(self: &Arc<Session>, exports: &Exports) {
-        for (index, export) in exports.iter() {
-            let session = Arc::downgrade(self);
-            let watch = export.tree.watch(Arc::new(move |event| {
-                if let (Some(session), Some(event)) =
-                    (session.upgrade(), convert::event(index, event))
-                {
-                    session.event(event);
-                }
-            }));
-            // A tree that announces nothing cannot be watched; its clients go by their time-outs.
-            if let Ok(watch) = watch {
-                let mut s = self.lock();
-                if s.closed {
-                    drop(s);
-                    return;
-                }
-                s.watches.push(watch);
+        let session = Arc::downgrade(self);
+        let watch = exports.watch(Arc::new(move |event| {
+            if let Some(session) = session.upgrade() {
+                session.event(event);
             }
+        }));
+        let mut s = self.lock();
+        if s.closed {
+            drop(s);
+            return;
         }
+        s.watch = Some(watch);
     }
 
     fn event(&self, event: fs::Event) {
@@ -327,13 +319,13 @@ impl Session {
 
     /// The connection is gone: gives up what runs, and closes what is open, locks with it.
     pub fn closed(self: &Arc<Session>) {
-        let (ready, handles, watches) = {
+        let (ready, handles, watch) = {
             let mut s = self.lock();
             s.closed = true;
             let handles = std::mem::take(&mut s.handles);
-            (s.ready.clone(), handles, std::mem::take(&mut s.watches))
+            (s.ready.clone(), handles, s.watch.take())
         };
-        drop(watches);
+        drop(watch);
         self.give_up(|_| true);
         let Some(ready) = ready.filter(|_| !handles.is_empty()) else { return };
         let release = Arc::new(Mutex::new(handles));
@@ -387,7 +379,7 @@ fn release_all(ready: &Ready, handles: &Mutex<HashMap<u64, Open>>) {
     let handles = std::mem::take(&mut *handles.lock().unwrap_or_else(PoisonError::into_inner));
     let cx = Cx::new(ready.who.clone(), Deadline::after_ms(CALL_TIMEOUT_MS));
     for open in handles.into_values() {
-        let Some(export) = ready.exports.get(open.export) else { continue };
+        let Ok(export) = ready.exports.get(open.export) else { continue };
         if let Err(e) = export.tree.release(&cx, open.handle) {
             log::debug!("closing a file of a lost session: {e}");
         }
