@@ -147,6 +147,10 @@ impl Exports {
         drop((t, ended));
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.read().all().next().is_none()
+    }
+
     /// Errors: ESTALE for one that is gone.
     pub fn get(&self, index: usize) -> Result<Arc<Export>> {
         let place = self.read().places.get(index).and_then(|p| Some(p.as_ref()?.export.clone()));

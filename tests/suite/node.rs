@@ -3,3 +3,4 @@
 mod daemon;
 mod protocol;
 mod raw;
+mod services;
