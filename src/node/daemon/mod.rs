@@ -23,7 +23,6 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 use tunnel::Tunnel;
 
 /// Time for one attempt to connect to the gateway.
@@ -162,7 +161,7 @@ impl Shared {
             shared: self,
             pairing: self.membership.pairing.clone(),
             told: None,
-            refresh_at: Instant::now(),
+            refresh_at: Deadline::after_ms(0),
         };
         let mut failures = 0;
         while !self.stop.is_cancelled() {
@@ -244,7 +243,7 @@ struct Member<'a> {
     pairing: Pairing,
     /// The services that the gateway was told last, and of which node.
     told: Option<(String, String)>,
-    refresh_at: Instant,
+    refresh_at: Deadline,
 }
 
 impl<'a> Member<'a> {
@@ -376,7 +375,7 @@ impl<'a> Member<'a> {
             return Ok(0);
         }
         outcome?;
-        Ok(self.refresh_at.saturating_duration_since(Instant::now()).as_millis() as u64 + 1)
+        Ok(self.refresh_at.left().as_millis() as u64 + 1)
     }
 
     fn try_refresh(&mut self, identity: &Identity) -> Result<()> {
@@ -384,7 +383,7 @@ impl<'a> Member<'a> {
         let services = shared.served.services.catalogue(&identity.node_id, shared.served.files);
         let known = self.told.as_ref().is_some_and(|(node_id, _)| *node_id == identity.node_id);
         let now = Some((identity.node_id.clone(), services));
-        let is_due = !known || Instant::now() >= self.refresh_at;
+        let is_due = !known || self.refresh_at.passed();
         if !is_due && self.told == now {
             return Ok(());
         }
@@ -408,8 +407,7 @@ impl<'a> Member<'a> {
             .put("fs_url", shared.routed_url(&identity.node_id))
             .put("lease_ttl_ms", shared.membership.lease_ttl_ms);
         let joined = control.join("node_lease_refresh", payload)?;
-        let ms = shared.membership.refresh_interval_ms;
-        self.refresh_at = Instant::now() + Duration::from_millis(ms);
+        self.refresh_at = Deadline::after_ms(shared.membership.refresh_interval_ms);
         if joined.node_id != identity.node_id || joined.node_secret != identity.secret {
             log::warn!("the gateway answered with the credentials of another node; ignored");
             return Ok(());

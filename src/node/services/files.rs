@@ -39,7 +39,7 @@ pub fn root(service: &Arc<Service>) -> Item {
         ("control", control(service)),
     ];
     if let Driver::Terminal(terminal) = &service.spec().driver {
-        entries.push(("pty", pty_files::place(terminal)));
+        entries.push(("pty", pty_files::place(service, terminal)));
     }
     dir(entries)
 }

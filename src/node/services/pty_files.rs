@@ -1,6 +1,7 @@
 //! `pty/` of a terminal: the files through which its interactive sessions are used.
 
 use super::pty::{Output, Session};
+use super::service::Service;
 use super::terminal::Terminal;
 use crate::base::{Code, Deadline, Error, Result};
 use crate::vfs::synthetic::{
@@ -10,10 +11,13 @@ use crate::vfs::{Cx, FileKind, OpenFlags, Read, Written};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-pub fn place(terminal: &Arc<Terminal>) -> Item {
+pub fn place(service: &Arc<Service>, terminal: &Arc<Terminal>) -> Item {
     let new = {
-        let terminal = terminal.clone();
-        json_message(move |_, text| start(&terminal, text))
+        let (service, terminal) = (service.clone(), terminal.clone());
+        json_message(move |_, text| {
+            service.admit()?;
+            start(&terminal, text)
+        })
     };
     let (all, one, by_name) = (terminal.clone(), terminal.clone(), new.clone());
     listing(

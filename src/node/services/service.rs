@@ -145,7 +145,9 @@ impl Service {
         }
     }
 
-    fn admit(&self) -> Result<()> {
+    /// Whether anything may be asked of it now. Errors: EPERM when it is disabled, EAGAIN while it cools
+    /// down, ESTALE when it is gone.
+    pub fn admit(&self) -> Result<()> {
         if self.gone.is_cancelled() {
             return Err(Error::new(Code::Estale, "the service is gone"));
         }

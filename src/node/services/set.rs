@@ -8,14 +8,13 @@ use super::service::{Common, Driver, Service, Spec};
 use super::state::{About, State};
 use super::terminal::{self, Terminal};
 use super::{files, kept};
-use crate::base::{Code, Error, Gauge, Notify, Pool, Result, Timer, TimerKey, now_ms};
+use crate::base::{Code, Deadline, Error, Gauge, Notify, Pool, Result, Timer, TimerKey, now_ms};
 use crate::node::{Export, Exports};
 use crate::vfs::Synthetic;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
 
 /// Callers of all services of a node together: each takes a thread of the pool.
 pub const WAITERS_MAX: usize = 32;
@@ -218,7 +217,7 @@ impl Services {
                 services.later(BUSY_MS, again);
             }
         };
-        self.timer.at(Instant::now() + Duration::from_millis(ms), Box::new(on_time))
+        self.timer.at(Deadline::after_ms(ms).instant(), Box::new(on_time))
     }
 }
 

@@ -374,6 +374,19 @@ fn a_node_that_was_deleted_asks_to_join_anew() {
 }
 
 #[test]
+fn a_node_whose_secret_is_refused_asks_to_join_anew() {
+    let (gateway, dir, other) = (Gateway::start(), place(), place());
+    let _owner = Node::member(&gateway, other.path(), Some(&gateway.invite()));
+    let taken =
+        json!({"schema": 1, "node_id": node_id(other.path()), "node_secret": "secret-wrong"});
+    std::fs::write(dir.path().join("state.json"), taken.to_string()).unwrap();
+    let node = Node::member(&gateway, dir.path(), None);
+    node.says("the gateway does not know this node as");
+    eventually("the request", || state(dir.path())["request_id"].as_str().map(str::to_owned));
+    assert_eq!(state(dir.path())["node_secret"], Value::Null);
+}
+
+#[test]
 fn a_broken_state_file_is_left_alone() {
     let (gateway, dir) = (Gateway::start(), place());
     std::fs::write(dir.path().join("state.json"), "{\"node_id\":").unwrap();

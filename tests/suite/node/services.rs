@@ -505,6 +505,10 @@ fn a_terminal_has_interactive_sessions() {
     let dir_of = c.lookup("pty");
     assert_eq!(c.raw.fails("lookup", dir_of, json!({"name": "1"})).0, libc::ENOENT);
 
+    c.write("control/disable", "1");
+    assert_eq!(c.fails("pty/new", "{}").0, libc::EPERM);
+    c.write("control/enable", "1");
+
     // Closing kills what runs, and so does the end of the program.
     let mut pids = Vec::new();
     for n in ["2", "3"] {
