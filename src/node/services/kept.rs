@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Largest file read: as many services as there may be, with the largest results that are kept.
-const FILE_MAX: usize = 64 << 20;
+/// Largest file read: as many services as there may be, each with all that is kept of it, escaped.
+const FILE_MAX: usize = 256 << 20;
 /// The version of the fields.
 const SCHEMA: u32 = 1;
 

@@ -7,6 +7,7 @@ mod child;
 mod files;
 mod kept;
 mod manifest;
+mod policy;
 mod probe;
 mod pty;
 mod pty_files;

@@ -322,11 +322,6 @@ impl Session {
         &self.changed
     }
 
-    /// Where what is kept of the output begins.
-    pub fn first(&self) -> u64 {
-        self.screen().dropped
-    }
-
     /// Up to `len` bytes of the output from `position`.
     pub fn output(&self, position: u64, len: usize) -> Output {
         let seen = self.changed.seen();

@@ -73,10 +73,10 @@ impl File for Io {
         Ok(FileStat::default())
     }
 
-    /// Each that opens it sees what is kept of the output, then what comes.
+    /// Each that opens it sees what is kept of the output, then what comes. Offsets count from the first
+    /// byte ever printed, so that a client that has to open it again goes on where it was.
     fn open(self: Arc<Self>, _: &Cx, _: OpenFlags) -> Result<Box<dyn OpenFile>> {
-        let at = self.0.first();
-        Ok(Box::new(OpenIo { session: self.0.clone(), offset: 0, at }))
+        Ok(Box::new(OpenIo { session: self.0.clone(), offset: 0, at: 0 }))
     }
 }
 

@@ -2,6 +2,7 @@
 //! and counts; runs nothing, and is told the time.
 
 use super::child::{End, Ran};
+use super::policy::Policy;
 use crate::base::{Error, Result};
 use crate::wire::Fields;
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,9 @@ use serde_json::{Map, Value, json};
 
 /// A result that is kept over a restart; a longer one is not.
 const RESULT_KEPT_MAX: usize = 64 * 1024;
+const CONFIG_MAX: usize = 64 * 1024;
+/// What is shown of what a driver says about its failure: the end of it.
+const LAST_ERROR_MAX: usize = 16 * 1024;
 
 /// What the documents about a service say of it besides its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,29 +22,6 @@ pub struct About {
     pub runtime: &'static str,
     /// How long one invocation may take.
     pub timeout_ms: u64,
-}
-
-/// When a service that fails is left alone: `supervision` of its `config.json`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Policy {
-    /// 0: no limit.
-    pub max_consecutive_failures: u64,
-    pub max_consecutive_timeouts: u64,
-    /// Time after a failure during which invocations are refused.
-    pub cooldown_ms: u64,
-    pub auto_disable_on_threshold: bool,
-}
-
-impl Default for Policy {
-    fn default() -> Policy {
-        Policy {
-            max_consecutive_failures: 0,
-            max_consecutive_timeouts: 0,
-            cooldown_ms: 0,
-            auto_disable_on_threshold: true,
-        }
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -303,7 +284,8 @@ impl State {
             "duration_ms": times.duration_ms, "exit_code": end.exit_code(),
             "retry_after_ms": self.cooldown_left(now_ms)});
         self.set_status(about, status);
-        self.last_error = text;
+        let start = text.ceil_char_boundary(text.len().saturating_sub(LAST_ERROR_MAX));
+        self.last_error = text[start..].to_owned();
     }
 
     fn noted(&mut self, op: &str, now_ms: i64) {
@@ -337,8 +319,11 @@ impl State {
     pub fn configure(&mut self, text: &str, now_ms: i64) -> Result<()> {
         let text = if text.trim().is_empty() { "{}" } else { text.trim() };
         let bad = |what: String| Error::invalid(format!("service invoke payload invalid: {what}"));
+        if text.len() > CONFIG_MAX {
+            return Err(bad(format!("a config has at most {CONFIG_MAX} bytes")));
+        }
         let fields = Fields::parse(text).map_err(|_| bad("write one JSON object".into()))?;
-        let policy = read_policy(&fields).map_err(|e| bad(e.message.into()))?;
+        let policy = Policy::read(&fields).map_err(|e| bad(e.message.into()))?;
         let value: Value = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
         self.runtime.config_json = value.to_string();
         self.runtime.supervision = policy;
@@ -370,19 +355,6 @@ impl State {
         }
         health
     }
-}
-
-fn read_policy(config: &Fields<'_>) -> Result<Policy> {
-    let mut policy = Policy::default();
-    let Some(f) = config.object("supervision")? else { return Ok(policy) };
-    let within = |e: Error| e.context("supervision");
-    let number = |name: &str| f.u64(name).map(Option::unwrap_or_default).map_err(within);
-    policy.max_consecutive_failures = number("max_consecutive_failures")?;
-    policy.max_consecutive_timeouts = number("max_consecutive_timeouts")?;
-    policy.cooldown_ms = number("cooldown_ms")?;
-    let auto = f.bool("auto_disable_on_threshold").map_err(within)?;
-    policy.auto_disable_on_threshold = auto.unwrap_or(true);
-    Ok(policy)
 }
 
 #[cfg(test)]
@@ -430,6 +402,9 @@ mod tests {
         assert_eq!((status["exit_code"].as_i64(), &*s.last_error), (Some(2), "bad input"));
         assert_eq!(s.result_json, "{}", "the last result stays");
         assert_eq!(s.health(&a, 2000)["state"], "degraded");
+        let long = "ä".repeat(LAST_ERROR_MAX);
+        s.conclude(&a, TIMES, &ran(End::Exited(2), "", &long));
+        assert_eq!(s.last_error.len(), LAST_ERROR_MAX);
         s.conclude(&a, TIMES, &Err(Error::new(crate::base::Code::Eio, "too much")));
         assert_eq!(
             (json_of(&s.status_json)["state"].as_str(), &*s.last_error),
@@ -470,7 +445,10 @@ mod tests {
     fn a_config_that_is_none_changes_nothing() {
         let mut s = State::new("echo");
         s.configure(r#"{"supervision":{"cooldown_ms":7}}"#, 1).unwrap();
-        for bad in ["[]", "{", r#"{"supervision":7}"#, r#"{"supervision":{"cooldown_ms":-1}}"#] {
+        let long = format!("{{\"x\":\"{}\"}}", "y".repeat(CONFIG_MAX));
+        for bad in
+            [&*long, "[]", "{", r#"{"supervision":7}"#, r#"{"supervision":{"cooldown_ms":-1}}"#]
+        {
             let e = s.configure(bad, 2).unwrap_err();
             assert!(e.errno() == libc::EINVAL && e.message.contains("payload invalid"), "{e}");
         }

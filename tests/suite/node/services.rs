@@ -272,7 +272,7 @@ fn a_driver_that_hangs_is_killed_with_all_it_started_and_holds_up_nobody() {
         "sleep 600 & echo $! > {0}; (setsid sleep 601 & echo $! >> {0}); echo ready >> {0}.done; sleep 602",
         pids.display()
     );
-    manifest(dir.path(), "hang", &script, json!({"timeout_ms": 2000}));
+    manifest(dir.path(), "hang", &script, json!({"timeout_ms": 1000}));
     manifest(dir.path(), "echo", "cat", json!({}));
     let (_node, addr) = serve(dir.path(), &["--services-dir", "services", "--export", "w=files"]);
     let mut hanging: Vec<_> = (0..9).map(|_| Client::open(addr, "svc-hang")).collect();
@@ -288,7 +288,7 @@ fn a_driver_that_hangs_is_killed_with_all_it_started_and_holds_up_nobody() {
     c.write("control/invoke.json", r#"{"n":1}"#);
     assert_eq!(Client::open(addr, "w").read("a.txt"), "hello");
     let mut watcher = Client::open(addr, "svc-hang");
-    assert_eq!(watcher.json("status.json")["state"], "running");
+    eventually("the run", || (watcher.json("status.json")["state"] == "running").then_some(()));
     // One more than may wait was refused.
     let replies: Vec<_> = hanging.iter_mut().map(|c| c.raw.answer().unwrap()).collect();
     let refused: Vec<_> = replies.iter().filter(|r| r["ok"] == false).collect();
