@@ -50,12 +50,9 @@ pub struct Services {
     this: Weak<Services>,
 }
 
-#[derive(Default)]
 struct Set {
-    /// As read last, good or bad: the same again is no news.
-    texts: Vec<(PathBuf, Vec<u8>)>,
-    /// Why the sources could not be read last time.
-    trouble: Option<String>,
+    /// What reading the sources gave last.
+    texts: Result<Vec<(PathBuf, Vec<u8>)>>,
     entries: BTreeMap<String, Entry>,
     last_watch: u64,
     reload: Option<TimerKey>,
@@ -103,6 +100,13 @@ impl Services {
     ) -> Result<Arc<Services>> {
         let texts = options.sources.read().map_err(|e| e.recode(Code::Config))?;
         let manifests = manifest::parse_all(&texts)?;
+        let set = Set {
+            texts: Ok(texts),
+            entries: BTreeMap::new(),
+            last_watch: 0,
+            reload: None,
+            stopped: false,
+        };
         let mut old = match &options.state_file {
             Some(file) => kept::load(&kept::path(file))?,
             None => BTreeMap::new(),
@@ -125,7 +129,7 @@ impl Services {
                 pool,
                 timer,
                 common,
-                set: Mutex::default(),
+                set: Mutex::new(set),
                 reloading: Mutex::default(),
                 keeping: Mutex::default(),
                 changed: Notify::default(),
@@ -138,7 +142,7 @@ impl Services {
             export(name.clone(), &name, format!("/terminal/{id}"), service)
         });
         services.exports.change(&[], terminals.collect::<Result<_>>()?)?;
-        services.apply(texts, manifests, old)?;
+        services.apply(manifests, old)?;
         services.reload_later();
         Ok(services)
     }
@@ -167,24 +171,21 @@ impl Services {
     /// Reads the manifests again. What cannot be used is logged, and all stays as it was.
     pub fn reload(&self) {
         let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = self.options.sources.read().and_then(|texts| {
-            let set = self.set();
-            if set.stopped || (set.texts == texts && set.trouble.is_none()) {
-                return Ok(());
+        let texts = self.options.sources.read();
+        {
+            // The same again, good or bad, is no news.
+            let mut set = self.set();
+            if set.stopped || set.texts == texts {
+                return;
             }
-            drop(set);
-            let outcome = manifest::parse_all(&texts)
-                .and_then(|manifests| self.apply(texts.clone(), manifests, BTreeMap::new()));
-            self.set().texts = texts;
-            outcome
-        });
-        let trouble = outcome.err().map(|e| e.message.to_string());
-        let mut set = self.set();
-        // Told once, not at every look.
-        if let Some(why) = trouble.as_ref().filter(|t| set.trouble.as_ref() != Some(*t)) {
-            log::warn!("services stay as they were: {why}");
+            set.texts = texts.clone();
         }
-        set.trouble = trouble;
+        let outcome = texts
+            .and_then(|texts| manifest::parse_all(&texts))
+            .and_then(|manifests| self.apply(manifests, BTreeMap::new()));
+        if let Err(e) = outcome {
+            log::warn!("services stay as they were: {e}");
+        }
     }
 
     fn reload_later(&self) {
@@ -225,75 +226,66 @@ impl Services {
     /// Makes the services those of `manifests`: what is the same is not touched, what has changed keeps
     /// its tree and its state. `old` has the states of earlier runs. All of it or nothing. Errors:
     /// `invalid_config`; as [`Exports::change`].
-    fn apply(
-        &self,
-        texts: Vec<(PathBuf, Vec<u8>)>,
-        manifests: Vec<Manifest>,
-        mut old: BTreeMap<String, State>,
-    ) -> Result<()> {
-        for m in &manifests {
-            if m.service_id == "fs" && self.options.fs_service
-                || self.options.terminals.iter().any(|t| terminal_service(t) == m.service_id)
-            {
-                let text = format!(
-                    "service_id {:?} is that of a service of the node itself",
-                    m.service_id
-                );
-                return Err(Error::new(Code::Config, text));
-            }
-        }
-        if manifests.len() + self.terminals.len() > SERVICES_MAX {
-            return Err(Error::new(Code::Config, format!("at most {SERVICES_MAX} services")));
-        }
+    fn apply(&self, manifests: Vec<Manifest>, mut old: BTreeMap<String, State>) -> Result<()> {
+        self.check(&manifests)?;
         let mut set = self.set();
         if set.stopped {
             return Ok(());
         }
-        let runs =
-            |id: &String| manifests.iter().any(|m| m.process.is_some() && m.service_id == *id);
-        let had: Vec<_> = set.entries.iter().filter(|(_, e)| e.running.is_some()).collect();
-        let gone: Vec<String> =
-            had.iter().map(|(id, _)| (*id).clone()).filter(|id| !runs(id)).collect();
-        let mut new = Vec::new();
-        let mut exports = Vec::new();
-        for m in manifests.iter().filter(|m| !had.iter().any(|(id, _)| **id == m.service_id)) {
-            let Some(spec) = spec(m) else { continue };
-            let state = old.remove(&m.service_id).unwrap_or_else(|| State::new(&m.service_id));
-            let service = Arc::new(Service::new(spec, state, self.common.clone()));
-            let name = format!("svc-{}", m.service_id);
-            exports.push(export(
-                name,
-                &m.service_id,
-                format!("service:{}", m.service_id),
-                &service,
-            )?);
-            new.push((m.service_id.clone(), service));
-        }
-        let names: Vec<_> = gone.iter().map(|id| format!("svc-{id}")).collect();
-        let is_news = !names.is_empty() || !exports.is_empty();
-        self.exports.change(&names, exports)?;
-        set.texts = texts;
         let mut before = std::mem::take(&mut set.entries);
-        let mut new: BTreeMap<_, _> = new.into_iter().collect();
+        let (mut new, mut added) = (BTreeMap::new(), Vec::new());
+        for m in &manifests {
+            let Some(spec) = spec(m) else { continue };
+            if before.get(&m.service_id).is_none_or(|e| e.running.is_none()) {
+                let state = old.remove(&m.service_id).unwrap_or_else(|| State::new(&m.service_id));
+                let service = Arc::new(Service::new(spec, state, self.common.clone()));
+                new.insert(m.service_id.clone(), service);
+            }
+        }
+        let runs = |id: &str| manifests.iter().any(|m| m.service_id == id && m.process.is_some());
+        let gone = before.iter().filter(|(id, e)| e.running.is_some() && !runs(id));
+        let gone: Vec<_> = gone.map(|(id, _)| service_export(id)).collect();
+        let made = new.iter().try_for_each(|(id, service)| {
+            added.push(export(service_export(id), id, format!("service:{id}"), service)?);
+            Ok(())
+        });
+        let is_news = !gone.is_empty() || !added.is_empty();
+        if let Err(e) = made.and_then(|()| self.exports.change(&gone, added)) {
+            set.entries = before;
+            return Err(e);
+        }
+        let last_watch = set.last_watch;
         for m in manifests {
-            let was = before.remove(&m.service_id);
-            let watch = set.next_watch();
+            let (was, watch) = (before.remove(&m.service_id), set.next_watch());
             let entry = self.entry(m, was, &mut new, watch);
             set.entries.insert(entry.manifest.service_id.clone(), entry);
         }
-        let watches =
-            set.entries.iter().filter_map(|(id, e)| Some((id.clone(), e.running.as_ref()?)));
-        let fresh = watches.filter(|(_, r)| r.next_look.is_none());
-        let fresh: Vec<_> = fresh.map(|(id, r)| (id, r.watch)).collect();
+        let all = set.entries.iter().filter_map(|(id, e)| Some((id, e.running.as_ref()?.watch)));
+        let fresh = all.filter(|(_, watch)| *watch > last_watch);
+        let fresh: Vec<_> = fresh.map(|(id, watch)| (id.clone(), watch)).collect();
         drop(set);
-        for running in before.into_values().filter_map(|e| e.running) {
-            self.retire(running);
-        }
+        before.into_values().filter_map(|e| e.running).for_each(|r| self.retire(r));
         fresh.iter().for_each(|(id, watch)| self.look(id, *watch));
         if is_news {
             self.keep();
         }
         self.changed.notify();
+        Ok(())
+    }
+
+    fn check(&self, manifests: &[Manifest]) -> Result<()> {
+        let own = |id: &str| {
+            id == "fs" && self.options.fs_service
+                || self.options.terminals.iter().any(|t| terminal_service(t) == id)
+        };
+        if let Some(m) = manifests.iter().find(|m| own(&m.service_id)) {
+            let text =
+                format!("service_id {:?} is that of a service of the node itself", m.service_id);
+            return Err(Error::new(Code::Config, text));
+        }
+        if manifests.len() + self.terminals.len() > SERVICES_MAX {
+            return Err(Error::new(Code::Config, format!("at most {SERVICES_MAX} services")));
+        }
         Ok(())
     }
 
@@ -336,7 +328,7 @@ impl Services {
         }
     }
 
-    /// Looks at a service's program, if its watch is still this one and no later look is planned.
+    /// Looks at a service's program, and plans the next look, if its watch is still this one.
     fn look(&self, id: &str, watch: u64) {
         let found = self.set().watched(id, watch).and_then(|(m, _)| m.process.clone());
         let Some(process) = found else { return };
@@ -402,6 +394,11 @@ impl Services {
         drop(set);
         self.running().iter().for_each(|s| s.retire());
     }
+}
+
+/// The export of a service (spec: fs 14.3).
+fn service_export(id: &str) -> String {
+    format!("svc-{id}")
 }
 
 fn watched(manifest: Manifest, service: Arc<Service>, watch: u64) -> Entry {
