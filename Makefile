@@ -7,6 +7,7 @@ PROVIDER    ?= echo
 MODEL       ?=
 
 bindir      := $(DESTDIR)$(PREFIX)/bin
+sbindir     := $(DESTDIR)$(PREFIX)/sbin
 mandir      := $(DESTDIR)$(PREFIX)/share/man
 docdir      := $(DESTDIR)$(PREFIX)/share/doc/spiderweb
 servicedir  := $(DESTDIR)$(PREFIX)/share/spiderweb/services
@@ -52,9 +53,10 @@ demo: setup-demo ## Show an agent at work: gateway, two nodes, a mount, a failov
 
 install: release ## Install below $(DESTDIR)$(PREFIX)
 	$(CARGO) build --locked --release --example echo-driver
-	install -d $(bindir) $(mandir)/man1 $(mandir)/man5 $(mandir)/man7 $(mandir)/man8 $(docdir)
+	install -d $(bindir) $(sbindir) $(mandir)/man1 $(mandir)/man5 $(mandir)/man7 $(mandir)/man8 $(docdir)
 	install -d $(servicedir) $(driverdir)
 	install -m 0755 $(addprefix target/release/,$(PROGRAMS)) $(bindir)
+	ln -sf ../bin/spiderweb-fs-mount $(sbindir)/mount.spiderweb
 	for page in man/*.[1-8]; do install -m 0644 $$page $(mandir)/man$${page##*.}/ || exit 1; done
 	install -m 0644 README.md ARCHITECTURE.md CHANGELOG.md LICENSE $(docdir)
 	install -m 0755 target/release/examples/echo-driver $(driverdir)
@@ -62,7 +64,7 @@ install: release ## Install below $(DESTDIR)$(PREFIX)
 	chmod 0644 $(servicedir)/echo.json
 
 uninstall: ## Remove what install installed
-	rm -f $(addprefix $(bindir)/,$(PROGRAMS))
+	rm -f $(addprefix $(bindir)/,$(PROGRAMS)) $(sbindir)/mount.spiderweb
 	for page in man/*.[1-8]; do rm -f $(mandir)/man$${page##*.}/$${page##*/}; done
 	rm -rf $(docdir)
 	rm -f $(driverdir)/echo-driver $(servicedir)/echo.json

@@ -34,6 +34,8 @@ pub struct Command {
 pub struct Flag {
     /// With its dashes, as in `--bind`.
     pub name: &'static str,
+    /// A second, shorter name, as in `-r`.
+    pub short: Option<&'static str>,
     /// What its value is called; `None` for a flag that is only there or not.
     pub value: Option<&'static str>,
     pub repeats: bool,
@@ -42,15 +44,24 @@ pub struct Flag {
 
 impl Flag {
     pub const fn switch(name: &'static str, help: &'static str) -> Flag {
-        Flag { name, value: None, repeats: false, help }
+        Flag { name, short: None, value: None, repeats: false, help }
     }
 
     pub const fn value(name: &'static str, value: &'static str, help: &'static str) -> Flag {
-        Flag { name, value: Some(value), repeats: false, help }
+        Flag { name, short: None, value: Some(value), repeats: false, help }
     }
 
     pub const fn repeated(name: &'static str, value: &'static str, help: &'static str) -> Flag {
-        Flag { name, value: Some(value), repeats: true, help }
+        Flag { name, short: None, value: Some(value), repeats: true, help }
+    }
+
+    pub const fn or(self, short: &'static str) -> Flag {
+        Flag { short: Some(short), ..self }
+    }
+
+    /// Both names, for people.
+    fn names(&self) -> String {
+        self.short.map_or_else(|| self.name.to_owned(), |short| format!("{short}, {}", self.name))
     }
 }
 
@@ -63,6 +74,20 @@ pub struct Args {
 }
 
 impl Args {
+    /// Adds a value as if it had been given on the command line, in place of an earlier one.
+    pub fn set(&mut self, flag: &'static str, value: impl Into<OsString>) {
+        self.values.insert(flag, vec![value.into()]);
+    }
+
+    /// Adds a value to those of a flag that repeats.
+    pub fn add(&mut self, flag: &'static str, value: impl Into<OsString>) {
+        self.values.entry(flag).or_default().push(value.into());
+    }
+
+    pub fn unset(&mut self, flag: &str) {
+        self.values.remove(flag);
+    }
+
     pub fn has(&self, flag: &str) -> bool {
         self.values.contains_key(flag)
     }
@@ -120,6 +145,15 @@ pub fn usage(message: impl Into<String>) -> Error {
 /// Parses the process's arguments and runs the program; `--help` and `--version` answer by themselves.
 /// Errors go to standard error, and their code decides the exit status (sysexits.h).
 pub fn main(program: &Program, run: fn(Args) -> Result<()>) -> ExitCode {
+    main_with(program, run, Code::exit)
+}
+
+/// As [`main`], for a program whose exit statuses are not those of sysexits.
+pub fn main_with(
+    program: &Program,
+    run: fn(Args) -> Result<()>,
+    status: fn(Code) -> u8,
+) -> ExitCode {
     let outcome =
         parse(program, std::env::args_os().skip(1).collect()).and_then(|parsed| match parsed {
             Parsed::Show(text) => {
@@ -135,7 +169,7 @@ pub fn main(program: &Program, run: fn(Args) -> Result<()>) -> ExitCode {
             if e.code == Code::Usage {
                 eprintln!("Try '{} --help'.", program.name);
             }
-            ExitCode::from(e.code.exit())
+            ExitCode::from(status(e.code))
         }
     }
 }
@@ -177,26 +211,39 @@ fn parse(program: &Program, args: Vec<OsString>) -> Result<Parsed> {
     Ok(Parsed::Run(args))
 }
 
-/// `--flag=value` as two arguments; pico-args splits only values that are UTF-8.
+/// `--flag=value` and `-fvalue` as two arguments; pico-args splits only values that are UTF-8.
 fn split_value(program: &Program, arg: OsString) -> Vec<OsString> {
     use std::os::unix::ffi::OsStrExt;
-    let takes_value = |f: &&Flag| {
-        let rest = arg.as_bytes().strip_prefix(f.name.as_bytes());
-        f.value.is_some() && rest.is_some_and(|r| r.starts_with(b"="))
+    let value = |f: &Flag| {
+        f.value?;
+        let rest = arg.as_bytes().strip_prefix(f.name.as_bytes())?;
+        let glued = (f.name.len() == 2 && !rest.is_empty()).then_some(rest);
+        rest.strip_prefix(b"=").or(glued)
     };
-    match program.flags.iter().find(takes_value) {
-        Some(f) => {
-            let value = &arg.as_bytes()[f.name.len() + 1..];
-            vec![f.name.into(), OsStr::from_bytes(value).to_owned()]
-        }
-        None => vec![arg],
+    match program.flags.iter().find_map(|f| Some((f, value(f)?))) {
+        Some((f, value)) => vec![f.name.into(), OsStr::from_bytes(value).to_owned()],
+        None => match cluster(program, arg.as_bytes()) {
+            Some(flags) => flags.into_iter().map(OsString::from).collect(),
+            None => vec![arg],
+        },
     }
+}
+
+/// The flags in `-abc`, where all are there or not.
+fn cluster(program: &Program, arg: &[u8]) -> Option<Vec<&'static str>> {
+    let letters = arg.strip_prefix(b"-").filter(|l| l.len() > 1)?;
+    let flag = |letter: &u8| {
+        let is_it = |name: &&str| name.as_bytes() == [b'-', *letter];
+        let switches = program.flags.iter().filter(|f| f.value.is_none());
+        switches.flat_map(|f| std::iter::once(f.name).chain(f.short)).find(is_it)
+    };
+    letters.iter().map(flag).collect()
 }
 
 fn take(pico: &mut pico_args::Arguments, flag: &Flag) -> Result<Vec<OsString>> {
     if flag.value.is_none() {
         let mut times = 0;
-        while pico.contains(flag.name) {
+        while pico.contains(flag.name) || flag.short.is_some_and(|short| pico.contains(short)) {
             times += 1;
         }
         return Ok(if times > 0 { vec![OsString::new()] } else { vec![] });
@@ -252,8 +299,8 @@ pub fn help(program: &Program) -> String {
     }
     s.push_str("\nOptions:\n");
     let name = |f: &Flag| match f.value {
-        Some(value) => format!("{} <{value}>{}", f.name, if f.repeats { " ..." } else { "" }),
-        None => f.name.to_owned(),
+        Some(value) => format!("{} <{value}>{}", f.names(), if f.repeats { " ..." } else { "" }),
+        None => f.names(),
     };
     let standard = [
         Flag::switch("-h, --help", "Show this help"),
@@ -296,7 +343,9 @@ mod tests {
         flags: &[
             Flag::value("--port", "n", "Port"),
             Flag::repeated("--export", "spec", "Export"),
-            Flag::switch("--json", "JSON"),
+            Flag::switch("--json", "JSON").or("-j"),
+            Flag::repeated("-o", "options", "Options"),
+            Flag::switch("-q", "Say nothing"),
         ],
         examples: &["demo cat /x"],
     };
@@ -320,6 +369,11 @@ mod tests {
             "--port is given twice"
         );
         assert_eq!(run(&["--port"]).unwrap_err().message, "--port needs a value");
+        let a = run(&["-j", "-oro,x=1", "-o", "y", "-o=z"]).unwrap();
+        assert!(a.has("--json"));
+        assert_eq!(a.all("-o").unwrap(), ["ro,x=1", "y", "z"]);
+        let a = run(&["-qj"]).unwrap();
+        assert!(a.has("--json") && a.has("-q") && run(&["-qx"]).is_err());
     }
 
     #[test]

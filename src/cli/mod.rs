@@ -8,7 +8,7 @@ pub mod fs_mount;
 pub mod fs_node;
 pub mod gateway;
 
-pub use flags::{Args, Command, Flag, Program, help, main, usage};
+pub use flags::{Args, Command, Flag, Program, help, main, main_with, usage};
 
 use crate::base::{Result, ResultExt};
 
@@ -19,6 +19,7 @@ pub const PROGRAMS: &[&Program] = &[
     &control::PROGRAM,
     &fs_node::PROGRAM,
     &fs_mount::PROGRAM,
+    &fs_mount::helper::PROGRAM,
 ];
 
 /// Longest token file.

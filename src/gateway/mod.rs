@@ -121,7 +121,7 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     let gateway = Arc::new(Gateway {
         control: Context { plane, agents: runtime.clone(), scopes: Scopes::from_env() },
         control_pool: Pool::start("control", CONTROL_THREADS, QUEUE_MAX)?,
-        files: Arc::new(Server { pool, timer: timer.clone() }),
+        files: Arc::new(Server::new(pool, timer.clone())),
         ready: AtomicBool::new(false),
         config,
         tokens,

@@ -86,8 +86,9 @@ impl Connector for Way {
         let node = state.node(&self.node_id)?;
         let hello = Hello { auth_token: Some(node.secret.clone()), ..Hello::default() };
         if let Some(tunnel) = self.tunnels.get(&self.node_id) {
+            let session = Some(hooks.session.to_string());
             tunnel.hook(hooks);
-            let hello = Hello { ext: Some(Ext::all()), ..hello };
+            let hello = Hello { ext: Some(Ext { session, ..Ext::all() }), ..hello };
             return say_hello(tunnel.mux.clone(), hello, deadline);
         }
         let away = |what: &str| Error::new(Code::Unavailable, format!("{} {what}", self.node_id));

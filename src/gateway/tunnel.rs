@@ -86,7 +86,7 @@ impl TunnelHandler {
         &self,
         request: Result<Request, Fault>,
     ) -> Result<(Option<u32>, String), Fault> {
-        let Request { tag, call } = request?;
+        let Request { tag, call, .. } = request?;
         let fault = |message: &str| Fault { tag, message: message.into(), close: true };
         let Call::Hello(hello) = call else {
             return Err(fault("acheron.t_fs_hello must be negotiated first"));
@@ -164,7 +164,7 @@ impl Handler for TunnelHandler {
         self.gateway.tunnels.close(&node_id, &tunnel);
         tunnel.mux.lose(reason);
         if let Some(hooks) = tunnel.hooks() {
-            (hooks.lost)();
+            (hooks.lost)(&reason.error());
         }
         log::info!("{node_id} is disconnected: {}", reason.error());
     }

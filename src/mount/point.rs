@@ -4,13 +4,24 @@ use crate::base::{Code, Error, Result, ResultExt};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::statvfs::statvfs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::DirBuilder;
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The directory to mount on, absolute. A mount that a killed process left behind is taken away first.
-/// Errors: `usage`, `invalid_config` where the host lacks FUSE, each saying what to do.
-pub fn prepare(point: &Path) -> Result<PathBuf> {
+/// A directory to mount on.
+pub struct Point {
+    /// Absolute.
+    pub path: PathBuf,
+    /// It was made for this mount.
+    made: bool,
+}
+
+/// The directory to mount on, made if it is missing (spec: fs 17), its parents not. A mount that a killed
+/// process left behind is taken away first. Errors: `usage`, `invalid_config` where the host lacks FUSE,
+/// each saying what to do.
+pub fn prepare(point: &Path) -> Result<Point> {
     device()?;
     let shown = point.display();
     if is_dead(point) {
@@ -18,25 +29,40 @@ pub fn prepare(point: &Path) -> Result<PathBuf> {
         detach(point);
     }
     let bad = |what: String| Error::new(Code::Usage, format!("mount point {shown} {what}"));
-    let meta = match std::fs::metadata(point) {
-        Ok(meta) => meta,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(bad(format!("does not exist; make it with: mkdir {shown}")));
+    let made = match DirBuilder::new().mode(0o755).create(point) {
+        Ok(()) => true,
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            return Err(bad(format!("has no parent directory; make it with: mkdir -p {shown}")));
         }
-        Err(e) => return Err(e).context(format!("mount point {shown}")),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => false,
+        // Whether it is there is still to be seen.
+        Err(_) if point.exists() => false,
+        Err(e) => return Err(e).context(format!("mount point {shown} cannot be made")),
     };
+    let meta = std::fs::metadata(point).context(format!("mount point {shown}"))?;
     if !meta.is_dir() {
         return Err(bad("is not a directory".into()));
     }
-    let point = point.canonicalize().context(format!("mount point {shown}"))?;
-    let above = point.parent().and_then(|parent| parent.metadata().ok());
-    if above.is_some_and(|above| above.dev() != meta.dev()) && is_spiderweb(&point) {
+    let path = point.canonicalize().context(format!("mount point {shown}"))?;
+    let above = path.parent().and_then(|parent| parent.metadata().ok());
+    if above.is_some_and(|above| above.dev() != meta.dev()) && is_spiderweb(&path) {
         return Err(bad(format!("is mounted already; unmount it with: fusermount3 -u {shown}")));
     }
-    if std::fs::read_dir(&point).context(format!("mount point {shown}"))?.next().is_some() {
+    if std::fs::read_dir(&path).context(format!("mount point {shown}"))?.next().is_some() {
         return Err(bad("is not empty; choose an empty directory".into()));
     }
-    Ok(point)
+    Ok(Point { path, made })
+}
+
+impl Drop for Point {
+    /// Takes away again what was made.
+    fn drop(&mut self) {
+        if self.made
+            && let Err(e) = std::fs::remove_dir(&self.path)
+        {
+            log::debug!("{} stays: {e}", self.path.display());
+        }
+    }
 }
 
 fn device() -> Result<()> {

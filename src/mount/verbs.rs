@@ -1,19 +1,16 @@
 //! The commands that read and change one tree from a shell, as text on standard output (spec: fs 17).
 
+use super::copy::{self, Job, Silent};
 use super::world::World;
-use crate::base::{Deadline, Error, Name, Result, ResultExt, TreePath};
+use crate::base::{Cancel, Error, Name, Result, ResultExt, TreePath};
 use crate::vfs::walk;
 use crate::vfs::{
-    self, Attr, Cx, DirEntry, DirPage, Handle, Kind, OpenFlags, PageLimit, ReadDir, RenameFlags,
-    SetAttr, Tree,
+    self, Attr, Cx, DirEntry, DirPage, Kind, PageLimit, ReadDir, RenameFlags, SetAttr, Tree,
 };
 use crate::wire::Object;
-use bytes::Bytes;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 
-/// Bytes moved at a time.
-const CHUNK: u64 = 1 << 20;
 /// Entries of a listing that asks for no number.
 pub const READDIR_MAX: u32 = 256;
 
@@ -68,74 +65,19 @@ fn json(a: &Attr) -> String {
 
 /// Copies a file to `out`, piece by piece, however long it makes its reader wait. A reader of `out` that
 /// has gone away ends it.
-pub fn cat(world: &World, path: &TreePath, out: &mut dyn Write) -> Result<()> {
-    let tree = &*world.tree;
-    let node = walk::resolve(tree, &world.cx(), path)?;
-    let handle = tree.open(&world.cx(), node.id, OpenFlags::READ).context(path)?.handle;
-    let mut copy = || -> Result<()> {
-        let mut offset = 0;
-        loop {
-            let cx = world.cx();
-            let (bytes, eof) = match tree.read(&cx, handle, offset, CHUNK as u32)? {
-                vfs::Read::Data { bytes, eof } => (bytes, eof),
-                vfs::Read::Wait(wait) => {
-                    wait.block(Deadline::never(), &cx.cancel)?;
-                    continue;
-                }
-            };
-            offset += bytes.len() as u64;
-            out.write_all(&bytes).context("standard output")?;
-            if eof || bytes.is_empty() {
-                return out.flush().context("standard output");
-            }
-        }
-    };
-    let copied = match copy() {
+pub fn cat(world: &World, path: &TreePath, out: &mut (dyn Write + Send)) -> Result<()> {
+    let job = Job { world, cancel: &Cancel::new(), recursive: false, progress: &Silent };
+    match copy::fetch(&job, path, out) {
         Err(e) if e.errno() == libc::EPIPE => Ok(()),
         outcome => outcome,
-    };
-    let released = tree.release(&world.cx(), handle);
-    copied.and(released).context(path)
+    }
 }
 
 /// `>`: the file's content becomes what `input` gives, and it is made where it is missing. A message
 /// file gets one message.
-pub fn write(world: &World, path: &TreePath, input: &mut dyn Read) -> Result<()> {
-    let (tree, cx) = (&*world.tree, world.cx());
-    let flags = OpenFlags { truncate: true, ..OpenFlags::WRITE };
-    let handle = match walk::resolve(tree, &cx, path) {
-        Ok(node) => tree.open(&cx, node.id, flags).context(path)?.handle,
-        Err(e) if e.errno() == libc::ENOENT => {
-            let (dir, name) = walk::parent(tree, &cx, path)?;
-            tree.create(&cx, dir, name, 0o644, flags).context(path)?.1.handle
-        }
-        Err(e) => return Err(e),
-    };
-    let copied = copy(world, handle, input);
-    let copied = copied.and_then(|()| tree.flush(&world.cx(), handle).map(drop));
-    let released = tree.release(&world.cx(), handle);
-    copied.and(released).context(path)
-}
-
-fn copy(world: &World, handle: Handle, input: &mut dyn Read) -> Result<()> {
-    let mut offset = 0;
-    loop {
-        let mut chunk = Vec::new();
-        Read::take(&mut *input, CHUNK).read_to_end(&mut chunk).context("standard input")?;
-        if chunk.is_empty() {
-            return Ok(());
-        }
-        let mut left = Bytes::from(chunk);
-        while !left.is_empty() {
-            let written = world.tree.write(&world.cx(), handle, offset, left.clone())?;
-            let n = written.n.min(left.len() as u64);
-            if n == 0 {
-                return Err(Error::from_errno(libc::EIO, "write made no progress"));
-            }
-            offset += n;
-            left = left.slice(n as usize..);
-        }
-    }
+pub fn write(world: &World, path: &TreePath, input: &mut (dyn Read + Send)) -> Result<()> {
+    let job = Job { world, cancel: &Cancel::new(), recursive: false, progress: &Silent };
+    copy::store(&job, "standard input", input, path)
 }
 
 pub fn mkdir(world: &World, path: &TreePath) -> Result<()> {

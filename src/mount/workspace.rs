@@ -3,6 +3,7 @@
 //! again now and then.
 
 use super::endpoint::Endpoint;
+use super::report::Reporter;
 use super::world::{Attached, Source, World};
 use crate::base::{Cancel, Code, Deadline, Error, Notify, Result, ResultExt, TreePath};
 use crate::net::{Control, Net, WsUrl};
@@ -144,51 +145,71 @@ fn mounts(payload: &str) -> Result<Vec<Endpoint>> {
     Ok(all)
 }
 
-/// The thread that keeps a mount as the workspace is.
+/// The threads that keep a mount as the workspace is.
 pub struct Following {
     cancel: Cancel,
-    thread: JoinHandle<()>,
+    threads: Vec<JoinHandle<()>>,
 }
 
-/// Asks the gateway every `interval_ms` and applies what changed; open files stay. A gateway that is
-/// away changes nothing.
+/// Asks the gateway when it says that something has changed, and every `interval_ms` whatever it says,
+/// and applies what changed; open files stay. A gateway that is away changes nothing.
 pub fn follow(
     world: Arc<World>,
     net: Arc<Net>,
     gateway: Gateway,
     explicit: Vec<Source>,
     interval_ms: u64,
+    reporter: Arc<Reporter>,
 ) -> Result<Following> {
-    let cancel = Cancel::new();
-    let ended = cancel.clone();
-    let run = move || {
+    let (cancel, changed) = (Cancel::new(), Notify::default());
+    let push = {
+        let (net, gateway, changed, ended) =
+            (net.clone(), gateway.clone(), changed.clone(), cancel.clone());
+        move || super::push::listen(&net, &gateway, &changed, &ended)
+    };
+    let (ended, mut seen) = (cancel.clone(), changed.seen());
+    let sync = move || {
         let mut away = false;
-        let pause = Notify::default();
         loop {
-            let next = pause.wait(pause.seen(), Deadline::after_ms(interval_ms));
+            let next = changed.wait(seen, Deadline::after_ms(interval_ms));
             if next.block(Deadline::never(), &ended).is_err() {
                 return;
             }
+            // What changes from here on asks again.
+            seen = changed.seen();
             let applied =
                 hydrate(&world, &net, &gateway, &explicit).and_then(|wanted| world.set(wanted));
             match &applied {
-                Ok(()) if away => log::info!("the workspace is known again"),
+                Ok(()) => {
+                    reporter.watch(&world);
+                    if away {
+                        log::info!("the workspace is known again");
+                    }
+                }
                 Err(e) if !away => log::warn!("the workspace stays as it was: {e}"),
-                _ => {}
+                Err(_) => {}
             }
             away = applied.is_err();
         }
     };
-    let thread = std::thread::Builder::new().name("workspace-sync".into()).spawn(run);
-    Ok(Following { cancel, thread: thread.context("workspace thread")? })
+    let thread = |name: &str| std::thread::Builder::new().name(name.into());
+    let sync = thread("workspace-sync").spawn(sync).context("workspace thread")?;
+    let mut threads = vec![sync];
+    match thread("workspace-push").spawn(push) {
+        Ok(push) => threads.push(push),
+        Err(e) => log::warn!("changes of the workspace are asked for, not heard of: {e}"),
+    }
+    Ok(Following { cancel, threads })
 }
 
 impl Following {
-    /// Ends the thread without waiting for a gateway that does not answer.
+    /// Ends the threads without waiting for a gateway that does not answer.
     pub fn stop(self) {
         self.cancel.cancel();
-        if self.thread.is_finished() {
-            let _ = self.thread.join();
+        for thread in self.threads {
+            if thread.is_finished() {
+                let _ = thread.join();
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use super::endpoint::Endpoint;
 use crate::base::{Deadline, Result, TreePath};
 use crate::net::{Net, WsUrl};
 use crate::vfs::remote::{Dial, Peer, Remote};
-use crate::vfs::{Cx, Member, MountPoint, NodeId, Tree, Union};
+use crate::vfs::{CacheOptions, Cached, Cx, Member, MountPoint, NodeId, Tree, Union, Workers};
 use crate::wire::fs::{Binding, Hello};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,10 +30,14 @@ impl From<Endpoint> for Source {
 pub struct Attached {
     pub source: Source,
     pub remote: Arc<Remote>,
+    /// The same, remembered here, unless the cache is off.
+    pub cached: Option<Arc<Cached>>,
 }
 
 pub struct World {
     net: Arc<Net>,
+    /// `None`: nothing is remembered.
+    workers: Option<Workers>,
     pub tree: Arc<Union>,
     /// For each call of the tree.
     pub timeout_ms: u64,
@@ -41,9 +45,24 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(net: Arc<Net>, timeout_ms: u64) -> Result<World> {
+    /// `cache_bytes`: memory for what is remembered, about; 0 for nothing, `None` for the default.
+    pub fn new(net: Arc<Net>, timeout_ms: u64, cache_bytes: Option<u64>) -> Result<World> {
         let tree = Arc::new(Union::new(Vec::new(), Vec::new())?);
-        Ok(World { net, tree, timeout_ms, attached: Mutex::default() })
+        let default = CacheOptions::default();
+        let bytes = cache_bytes.map_or(default.bytes, |n| usize::try_from(n).unwrap_or(usize::MAX));
+        let options = CacheOptions { bytes, timeout_ms, ..default };
+        let workers = match bytes {
+            0 => None,
+            _ => Some(Workers::start(options, net.timer().clone())?),
+        };
+        Ok(World { net, workers, tree, timeout_ms, attached: Mutex::default() })
+    }
+
+    /// Ends the threads; what is still on its way is sent first.
+    pub fn stop(&self) {
+        if let Some(workers) = &self.workers {
+            workers.stop();
+        }
     }
 
     /// For one call.
@@ -72,8 +91,9 @@ impl World {
                 },
                 binary: true,
             };
-            let remote = Remote::new(Peer::new(Arc::new(dial)), endpoint.export.clone());
-            Attached { source, remote }
+            let remote = Remote::new(Peer::restless(Arc::new(dial)), endpoint.export.clone());
+            let cached = self.workers.as_ref().map(|w| Cached::new(remote.clone(), w.clone()));
+            Attached { source, remote, cached }
         })
     }
 
@@ -81,9 +101,13 @@ impl World {
     /// [`Union::set`], with nothing changed.
     pub fn set(&self, wanted: Vec<Attached>) -> Result<()> {
         let mut mounts: Vec<MountPoint> = Vec::new();
-        for Attached { source, remote } in &wanted {
+        for Attached { source, remote, cached } in &wanted {
             let Endpoint { name, mount_path, .. } = &source.endpoint;
-            let member = Member { name: name.clone(), tree: remote.clone(), root: NodeId::ROOT };
+            let tree: Arc<dyn Tree> = match cached {
+                Some(cached) => cached.clone(),
+                None => remote.clone(),
+            };
+            let member = Member { name: name.clone(), tree, root: NodeId::ROOT };
             match mounts.iter_mut().find(|m| m.path == *mount_path) {
                 Some(mount) => mount.members.push(member),
                 None => mounts.push(MountPoint { path: mount_path.clone(), members: vec![member] }),

@@ -1,7 +1,7 @@
 //! The asking end of the control channel (spec: fs 13.2): connects, shakes hands, and correlates replies
 //! with requests. What the operations mean is their callers' business.
 
-use super::{DialOptions, Inbound, Message, Mux, Net, Text, WsUrl};
+use super::{Closed, DialOptions, Inbound, Message, Mux, Net, Text, WsUrl};
 use crate::base::{Cancel, Code, Deadline, Error, Result};
 use crate::wire::control;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +12,10 @@ pub struct Control {
     ids: &'static str,
     refusal: Refusal,
 }
+
+/// Told of frames that were not asked for, and, with `None`, of the end of the connection. Called on the
+/// I/O thread: it must not block.
+pub type Hear = Arc<dyn Fn(Option<&Text>) + Send + Sync>;
 
 /// Why the gateway refused the whole connection, which it may say before anything was asked.
 type Refusal = Arc<Mutex<Option<Error>>>;
@@ -27,9 +31,22 @@ impl Control {
         deadline: Deadline,
         cancel: &Cancel,
     ) -> Result<Control> {
+        Control::open_hearing(net, url, bearer, ids, deadline, cancel, Arc::new(|_| ()))
+    }
+
+    /// As [`Control::open`], for who wants to hear what the gateway says by itself.
+    pub fn open_hearing(
+        net: &Net,
+        url: &WsUrl,
+        bearer: Option<String>,
+        ids: &'static str,
+        deadline: Deadline,
+        cancel: &Cancel,
+        hear: Hear,
+    ) -> Result<Control> {
         let options = DialOptions { bearer, ..DialOptions::default() };
         let refusal = Refusal::default();
-        let replies = Box::new(Replies { ids, refusal: refusal.clone() });
+        let replies = Box::new(Replies { ids, refusal: refusal.clone(), hear });
         let mux = Mux::dial(net, url, &options, deadline, 1, replies)?;
         let control = Control { mux, ids, refusal };
         let version = format!(r#"{{"protocol":"{}"}}"#, control::PROTOCOL);
@@ -78,6 +95,7 @@ impl Control {
 struct Replies {
     ids: &'static str,
     refusal: Refusal,
+    hear: Hear,
 }
 
 impl Inbound for Replies {
@@ -87,11 +105,15 @@ impl Inbound for Replies {
     }
 
     fn event(&mut self, message: Message) {
-        if let Message::Text(text) = message
-            && let Some(e) = control::read_refusal(&text)
-        {
+        let Message::Text(text) = message else { return };
+        if let Some(e) = control::read_refusal(&text) {
             *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
         }
+        (self.hear)(Some(&text));
+    }
+
+    fn lost(&mut self, _: &Closed) {
+        (self.hear)(None);
     }
 }
 
@@ -101,7 +123,8 @@ mod tests {
 
     #[test]
     fn replies_are_told_apart_by_the_end_of_their_id() {
-        let mut replies = Replies { ids: "op", refusal: Refusal::default() };
+        let mut replies =
+            Replies { ids: "op", refusal: Refusal::default(), hear: Arc::new(|_| ()) };
         let mut tag = |text: &str| replies.tag(&Message::text(text.to_owned()));
         assert_eq!(tag(r#"{"channel":"control","id":"op-7"}"#), Some(7));
         assert_eq!(tag(r#"{"channel":"control","id":"other-7"}"#), None);

@@ -3,10 +3,10 @@
 use super::convert;
 use super::cursor::DOTS;
 use super::exports::Export;
-use super::session::{Open, Ready, Session};
+use super::session::{Open, Ready};
 use crate::base::{Code, Error, Result, TreePath, Wait};
 use crate::vfs::{
-    Attr, Cx, FileKind, Kind, LockRequest, NodeId, OpenFlags, PageLimit, Read, ReadDir,
+    Attr, Cx, FileKind, Kind, LockRequest, NodeId, OpenFlags, PageLimit, Range, Read, ReadDir,
     RenameFlags, SetAttr, Written, XattrFlags, walk, wire,
 };
 use crate::wire::DATA_MAX;
@@ -41,7 +41,7 @@ struct At {
 
 impl At {
     fn of(ready: &Ready, id: u64) -> Result<At> {
-        let (index, export, node) = ready.exports.node(id)?;
+        let (index, export, node) = ready.exports().node(id)?;
         Ok(At { index, export, node })
     }
 
@@ -72,9 +72,9 @@ fn done((): ()) -> Attempt {
     Attempt::Done(Reply::Done)
 }
 
-pub fn run(session: &Session, ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
+pub fn run(ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
     match call {
-        Call::Exports => Ok(Attempt::Done(Reply::Exports(ready.exports.list()?))),
+        Call::Exports => Ok(Attempt::Done(Reply::Exports(ready.exports().list()?))),
         Call::Lookup { dir, name } => {
             let at = At::of(ready, *dir)?;
             at.attr(&child(ready, cx, &at, name)?)
@@ -86,26 +86,28 @@ pub fn run(session: &Session, ready: &Ready, cx: &Cx, call: &Call) -> Result<Att
         Call::Readdirp { dir, cookie, max, bytes } => {
             let bytes = if *bytes == 0 { LISTING_MAX } else { (*bytes as usize).min(LISTING_MAX) };
             let limit = PageLimit { entries: (*max).min(ENTRIES_MAX) as usize, bytes };
-            listing(session, ready, cx, *dir, *cookie, limit)
+            listing(ready, cx, *dir, *cookie, limit)
         }
-        Call::Open { node, flags } => open(session, ready, cx, *node, *flags),
-        Call::Create { dir, name, mode, flags } => {
-            create(session, ready, cx, (*dir, name), *mode, *flags)
-        }
+        Call::Open { node, flags } => open(ready, cx, *node, *flags),
+        Call::Create { dir, name, mode, flags } => create(ready, cx, (*dir, name), *mode, *flags),
         Call::Read { .. }
         | Call::Write { .. }
         | Call::Close { .. }
         | Call::Flush { .. }
         | Call::Fsync { .. }
-        | Call::Lock { .. } => on_handle(session, ready, cx, call),
+        | Call::Lock { .. }
+        | Call::Getlk { .. }
+        | Call::Allocate { .. }
+        | Call::Seek { .. }
+        | Call::Copy { .. } => on_handle(ready, cx, call),
         Call::Walk { dir, names } => walk_names(ready, cx, *dir, names),
         Call::Rename { from, to, flags } => rename(ready, cx, from, to, *flags),
         Call::Hello(_) => DONE,
-        _ => on_node(session, ready, cx, call),
+        _ => on_node(ready, cx, call),
     }
 }
 
-fn on_node(session: &Session, ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
+fn on_node(ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
     match call {
         Call::Truncate { node, size } => {
             let at = At::changing(ready, *node)?;
@@ -115,7 +117,7 @@ fn on_node(session: &Session, ready: &Ready, cx: &Cx, call: &Call) -> Result<Att
         }
         Call::Setattr { node, h, set } => {
             let at = At::changing(ready, *node)?;
-            let handle = h.map(|h| session.opened(h)).transpose()?.map(|o| o.handle);
+            let handle = h.map(|h| ready.held.opened(h)).transpose()?.map(|o| o.handle);
             let set = wire::set_from(set);
             at.attr(&at.export.tree.setattr(cx, at.node, handle, &set)?)
         }
@@ -265,14 +267,7 @@ fn rename(
     source.export.tree.rename(cx, from, to, flags).map(done)
 }
 
-fn listing(
-    session: &Session,
-    ready: &Ready,
-    cx: &Cx,
-    dir: u64,
-    cookie: u64,
-    limit: PageLimit,
-) -> Result<Attempt> {
+fn listing(ready: &Ready, cx: &Cx, dir: u64, cookie: u64, limit: PageLimit) -> Result<Attempt> {
     let at = At::of(ready, dir)?;
     let own = at.export.tree.getattr(cx, at.node)?;
     if own.kind != Kind::Dir {
@@ -300,7 +295,7 @@ fn listing(
         let next = cookie + entries.len() as u64;
         return reply(entries, next, false, own.generation);
     }
-    let tree_cookie = match session.cursor(dir, start) {
+    let tree_cookie = match ready.held.cursor(dir, start) {
         Some(known) => known,
         None => skip(cx, &at, start - DOTS)?,
     };
@@ -324,7 +319,7 @@ fn listing(
         }
     }
     let next = start + cookies.len() as u64;
-    session.keep_cursor(dir, start, cookies);
+    ready.held.keep_cursor(dir, start, cookies);
     reply(entries, next, page.eof, page.generation)
 }
 
@@ -363,7 +358,7 @@ fn skip(cx: &Cx, at: &At, n: u64) -> Result<u64> {
     Ok(cookie)
 }
 
-fn open(session: &Session, ready: &Ready, cx: &Cx, node: u64, bits: u32) -> Result<Attempt> {
+fn open(ready: &Ready, cx: &Cx, node: u64, bits: u32) -> Result<Attempt> {
     let at = At::of(ready, node)?;
     let mut flags = wire::flags_from(bits);
     if ready.ext.is_none() {
@@ -375,12 +370,11 @@ fn open(session: &Session, ready: &Ready, cx: &Cx, node: u64, bits: u32) -> Resu
     }
     let opened = at.export.tree.open(cx, at.node, flags)?;
     let open = Open { export: at.index, handle: opened.handle, kind: opened.kind, flags };
-    let h = kept(session, cx, &at, open)?;
+    let h = kept(ready, cx, &at, open)?;
     Ok(Attempt::Done(Reply::Open(convert::open_reply(h, &opened, flags))))
 }
 
 fn create(
-    session: &Session,
     ready: &Ready,
     cx: &Cx,
     (dir, name): (u64, &OsStr),
@@ -396,26 +390,26 @@ fn create(
     let (attr, opened) =
         at.export.tree.create(cx, at.node, convert::name(name)?, mode & 0o7777, flags)?;
     let open = Open { export: at.index, handle: opened.handle, kind: opened.kind, flags };
-    let h = kept(session, cx, &at, open)?;
+    let h = kept(ready, cx, &at, open)?;
     let attr = convert::attr(at.index, &attr)?;
     Ok(Attempt::Done(Reply::Created(attr, convert::open_reply(h, &opened, flags))))
 }
 
 /// Numbers an open file, or closes it again when it cannot be kept.
-fn kept(session: &Session, cx: &Cx, at: &At, open: Open) -> Result<u64> {
+fn kept(ready: &Ready, cx: &Cx, at: &At, open: Open) -> Result<u64> {
     let handle = open.handle;
-    session.keep(open).inspect_err(|_| {
+    ready.held.keep(open).inspect_err(|_| {
         let _ = at.export.tree.release(cx, handle);
     })
 }
 
-fn on_handle(session: &Session, ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
+fn on_handle(ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
     let h = call.handle().unwrap_or_default();
     let open = match call {
-        Call::Close { h } => session.forget(*h)?,
-        _ => session.opened(h)?,
+        Call::Close { h } => ready.held.forget(*h)?,
+        _ => ready.held.opened(h)?,
     };
-    let export = ready.exports.get(open.export)?;
+    let export = ready.exports().get(open.export)?;
     let tree = &export.tree;
     match call {
         Call::Read { off, len, .. } => {
@@ -443,13 +437,40 @@ fn on_handle(session: &Session, ready: &Ready, cx: &Cx, call: &Call) -> Result<A
         }
         Call::Flush { .. } => Ok(written(tree.flush(cx, open.handle)?)),
         Call::Fsync { data_only, .. } => tree.fsync(cx, open.handle, *data_only).map(done),
-        Call::Lock { kind, wait, owner, .. } => {
-            let request = LockRequest { kind: wire::lock_from(*kind), owner: *owner };
+        Call::Lock { kind, wait, owner, range, .. } => {
+            let request =
+                LockRequest { kind: wire::lock_from(*kind), owner: *owner, range: *range };
             match tree.lock(cx, open.handle, request) {
                 Err(e) if e.errno() == libc::EAGAIN && *wait => Ok(Attempt::Locked),
                 Err(e) if e.errno() == libc::EAGAIN => Err(Error::new(Code::Again, "would block")),
                 outcome => outcome.map(done),
             }
+        }
+        Call::Getlk { kind, owner, range, .. } => {
+            let request =
+                LockRequest { kind: wire::lock_from(*kind), owner: *owner, range: *range };
+            let held = tree.test_lock(cx, open.handle, request)?;
+            let whole = Range { start: 0, end: u64::MAX };
+            let held = held.map(|l| (wire::lock_to(l.kind), l.range.unwrap_or(whole)));
+            Ok(Attempt::Done(Reply::Held(held)))
+        }
+        Call::Allocate { off, len, how, .. } => {
+            tree.allocate(cx, open.handle, *off, *len, *how).map(done)
+        }
+        Call::Seek { off, to, .. } => {
+            Ok(Attempt::Done(Reply::Sought(tree.seek(cx, open.handle, *off, *to)?)))
+        }
+        Call::Copy { from, from_off, off, len, .. } => {
+            let source = ready.held.opened(*from)?;
+            if source.export != open.export {
+                return Err(Error::new(Code::Exdev, "cross-export copy is not supported"));
+            }
+            Ok(written(tree.copy_range(
+                cx,
+                (source.handle, *from_off),
+                (open.handle, *off),
+                *len,
+            )?))
         }
         _ => DONE,
     }
@@ -472,5 +493,5 @@ fn write(
 }
 
 fn written(w: Written) -> Attempt {
-    Attempt::Done(Reply::Written { n: w.n, extra: w.extra })
+    Attempt::Done(Reply::Written { n: w.n, attr: None, extra: w.extra })
 }

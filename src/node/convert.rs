@@ -27,7 +27,10 @@ pub fn event(export: usize, event: Event) -> Option<fs::Event> {
         Event::Attr(node) => fs::Event::Attr { node: id(node)? },
         Event::Data { node, generation } => fs::Event::Data { node: id(node)?, generation },
         Event::All { node, generation } => fs::Event::All { node: id(node)?, generation },
-        Event::Dir(dir) => fs::Event::Dir { dir: id(dir)? },
+        Event::Dir(dir) => fs::Event::Dir { dir: id(dir)?, name: None },
+        Event::Entry { dir, name } => {
+            fs::Event::Dir { dir: id(dir)?, name: Some(name.to_os_string()) }
+        }
         Event::Resync => fs::Event::Resync,
     })
 }

@@ -174,6 +174,13 @@ impl Exports {
         Ok((index as u64 + 1) << INNER_BITS | node.0)
     }
 
+    /// True for exports of the same names in the same order.
+    pub fn is_alike(&self, other: &Exports) -> bool {
+        let names =
+            |e: &Exports| -> Vec<_> { e.read().all().map(|(_, e)| e.name.clone()).collect() };
+        Arc::ptr_eq(&self.0, &other.0) || names(self) == names(other)
+    }
+
     /// What the hello tells: the logical AND over all exports (spec: fs 3.1).
     pub fn caps(&self) -> fs::Caps {
         let exports: Vec<_> = self.read().all().collect();

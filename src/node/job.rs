@@ -2,16 +2,17 @@
 //! read, tried again while another holds the lock, and answered exactly once.
 
 use super::calls::{self, Attempt};
-use super::session::{CURRENT, Ready, Session};
+use super::held::Held;
+use super::session::{Ready, Session};
 use crate::base::{Cancel, Code, Counted, Deadline, Error, Result, Wait};
 use crate::net::InFlight;
 use crate::vfs::Cx;
-use crate::wire::fs::{Call, Failure, Op, Reply};
+use crate::wire::fs::{Call, Op, Reply};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Time for one request that does not wait for something to read.
-pub(super) const CALL_TIMEOUT_MS: u64 = 40_000;
+const CALL_TIMEOUT_MS: u64 = 40_000;
 /// How often a lock that another holds is tried again, at first and at most.
 const LOCK_RETRY_MS: (u64, u64) = (5, 200);
 /// How long a waiting lock request waits; the client then asks again.
@@ -20,29 +21,40 @@ const LOCK_WAIT_MS: u64 = 10_000;
 /// Answers one request, whatever becomes of it: dropped (a panic), it answers EIO.
 struct Answer {
     session: Arc<Session>,
-    tag: Option<u32>,
-    key: u64,
+    held: Arc<Held>,
+    asked: Asked,
+    op: Op,
+    bin: bool,
     in_flight: Option<InFlight>,
     sent: bool,
 }
 
+/// What names a request: its tag, our number for it, and the client's in its session.
+pub(super) struct Asked {
+    pub tag: Option<u32>,
+    pub key: u64,
+    pub rid: Option<u64>,
+}
+
 impl Answer {
-    fn send(mut self, op: Op, bin: bool, outcome: Result<Reply>) {
+    fn send(&mut self, outcome: &Result<Reply>) {
         self.sent = true;
-        let frame = match outcome {
-            Ok(reply) => reply.encode(op, self.tag, bin),
-            Err(e) => Failure::new(self.tag, &e).encode(),
-        };
-        let _ = self.session.conn.send(frame.into());
+        // Remembered before it is sent: whoever asks again finds it.
+        let again = self.asked.rid.map(|rid| self.held.answered(rid, outcome));
+        self.session.answer(self.asked.tag, self.op, self.bin, outcome);
+        for (session, tag) in again.into_iter().flatten() {
+            if let Some(session) = session.upgrade() {
+                session.answer(tag, self.op, self.bin, outcome);
+            }
+        }
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.session.ended(self.key);
+        self.session.ended(self.asked.key);
         if !self.sent {
-            let e = Error::new(Code::Eio, "internal error");
-            self.session.fail(self.tag, &e, false);
+            self.send(&Err(Error::new(Code::Eio, "internal error")));
         }
     }
 }
@@ -52,7 +64,6 @@ pub(super) struct Job {
     call: Call,
     cx: Cx,
     ready: Arc<Ready>,
-    bin: bool,
     answer: Answer,
     parked: Option<Counted>,
     /// Until when a lock is waited for, once it was found taken.
@@ -61,23 +72,28 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// `key` names the request in its session.
     pub fn new(
         session: &Arc<Session>,
-        tag: Option<u32>,
-        key: u64,
+        asked: Asked,
         call: Call,
         ready: Arc<Ready>,
         cancel: Cancel,
     ) -> Job {
-        let cx = Cx::new(ready.who.clone(), Deadline::after_ms(CALL_TIMEOUT_MS));
-        let in_flight = Some(session.conn.begin());
+        let cx = Cx::new(ready.held.who.clone(), Deadline::after_ms(CALL_TIMEOUT_MS));
+        let answer = Answer {
+            session: session.clone(),
+            held: ready.held.clone(),
+            asked,
+            op: call.op(),
+            bin: ready.bin(),
+            in_flight: Some(session.conn.begin()),
+            sent: false,
+        };
         Job {
             call,
             cx: Cx { cancel, ..cx },
-            bin: ready.bin(),
             ready,
-            answer: Answer { session: session.clone(), tag, key, in_flight, sent: false },
+            answer,
             parked: None,
             lock_until: None,
             lock_retry_ms: LOCK_RETRY_MS.0,
@@ -86,8 +102,8 @@ impl Job {
 
     /// `lane`: the open file whose requests keep their order.
     pub fn submit(self, lane: Option<u64>) {
-        let session = self.answer.session.clone();
-        if let Err((e, job)) = session.lanes.hand(lane, self, Job::run) {
+        let held = self.ready.held.clone();
+        if let Err((e, job)) = held.lanes.hand(lane, self, Job::run) {
             job.finish(Err(e));
         }
     }
@@ -97,9 +113,8 @@ impl Job {
             return self.finish(Err(e));
         }
         let session = self.answer.session.clone();
-        CURRENT.set(session.conn.id());
-        let attempt = calls::run(&session, &self.ready, &self.cx, &self.call);
-        CURRENT.set(0);
+        let run = || calls::run(&self.ready, &self.cx, &self.call);
+        let attempt = session.caller.run(run);
         match attempt {
             Ok(Attempt::Done(reply)) => self.finish(Ok(reply)),
             Ok(Attempt::Wait(wait)) => self.park(wait),
@@ -108,8 +123,8 @@ impl Job {
         }
     }
 
-    fn finish(self, outcome: Result<Reply>) {
-        self.answer.send(self.call.op(), self.bin, outcome);
+    fn finish(mut self, outcome: Result<Reply>) {
+        self.answer.send(&outcome);
     }
 
     /// A file that makes its readers wait keeps its own time; only giving up ends it early.

@@ -2,23 +2,18 @@
 //! one open file keep their order; a read that must wait is parked; a lock that is taken is tried again
 //! later; neither holds a thread.
 
-use super::cursor::Cursors;
 use super::exports::Exports;
-use super::job::{CALL_TIMEOUT_MS, Job};
-use crate::base::{Cancel, Code, Deadline, Error, Gauge, Lanes, Pool, Result, Timer, id};
+use super::held::{Held, Sessions, Turn};
+use super::job::{Asked, Job};
+use crate::base::{Cancel, Code, Error, Gauge, Lanes, Pool, Result, Timer};
 use crate::net::{Conn, InFlight, Limits, Message};
-use crate::vfs::{Cx, FileKind, Handle, OpenFlags, Watch, Who};
+use crate::vfs::{Caller, FileKind, Handle, OpenFlags, Watch, Who};
 use crate::wire::Envelope;
 use crate::wire::fs::{
-    self, Call, Ext, Failure, Fault, Hello, HelloReply, Op, Reply, Request, decode_bin,
+    self, Call, Ext, Failure, Fault, Hello, HelloReply, Op, Reply, Request, Slot, decode_bin,
 };
-use std::cell::Cell;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// Open files of one session.
-const HANDLES_MAX: usize = 65_536;
 
 /// Reads that wait for something to read, of one session. They hold no thread and no place among the
 /// requests in flight, or the request that gives them up could not be read.
@@ -56,7 +51,14 @@ pub struct Entry {
 /// What all sessions of a program share.
 pub struct Server {
     pub pool: Arc<Pool>,
-    pub timer: Timer,
+    pub(super) timer: Timer,
+    pub(super) sessions: Sessions,
+}
+
+impl Server {
+    pub fn new(pool: Arc<Pool>, timer: Timer) -> Server {
+        Server { pool, timer, sessions: Sessions::default() }
+    }
 }
 
 /// An open file of a session.
@@ -76,9 +78,10 @@ pub struct Session {
     limits: Limits,
     pub(super) lanes: Lanes<u64>,
     state: Mutex<State>,
-    /// Events could not be queued: the client has to forget everything.
-    lost_events: AtomicBool,
+    events: Mutex<Events>,
     pub(super) parked: Gauge,
+    /// Tells its own changes from those of others.
+    pub(super) caller: Caller,
 }
 
 #[derive(Default)]
@@ -87,29 +90,43 @@ struct State {
     /// Messages in the lane of hellos.
     in_order: usize,
     watch: Option<Watch>,
-    handles: HashMap<u64, Open>,
-    last_handle: u64,
     running: HashMap<u64, Running>,
     last_running: u64,
-    cursors: Cursors,
     closed: bool,
+}
+
+/// What was pushed to the client.
+#[derive(Default)]
+struct Events {
+    seq: u64,
+    /// Some could not be queued: the client has to forget everything.
+    lost: bool,
 }
 
 struct Running {
     h: Option<u64>,
+    /// It takes effect whatever becomes of the connection.
+    numbered: bool,
     /// A request that may wait long, and is given up when its file is closed.
     cancel: Cancel,
 }
 
 /// What the hello settled.
 pub(super) struct Ready {
-    pub exports: Arc<Exports>,
-    pub who: Arc<Who>,
+    pub held: Arc<Held>,
     pub subscribed: bool,
     pub ext: Option<Ext>,
 }
 
 impl Ready {
+    pub fn exports(&self) -> &Exports {
+        &self.held.exports
+    }
+
+    fn session_name(&self) -> Option<&str> {
+        self.ext.as_ref()?.session.as_deref()
+    }
+
     pub fn negotiated(&self, op: Op) -> bool {
         self.ext.as_ref().is_some_and(|e| e.has(op))
     }
@@ -117,12 +134,6 @@ impl Ready {
     pub fn bin(&self) -> bool {
         self.ext.as_ref().is_some_and(|e| e.bin)
     }
-}
-
-thread_local! {
-    /// The session whose request this thread carries out: it hears of its own changes even when it has
-    /// not subscribed (spec: fs 6).
-    pub(super) static CURRENT: Cell<u64> = const { Cell::new(0) };
 }
 
 impl Session {
@@ -134,9 +145,10 @@ impl Session {
         limits: Limits,
     ) -> Arc<Session> {
         let lanes = Lanes::new(server.pool.clone());
-        let (state, lost_events) = (Mutex::default(), AtomicBool::new(false));
+        let (state, events) = (Mutex::default(), Mutex::default());
         let parked = Gauge::new(PARKED_MAX, "reads waiting in this session");
-        Arc::new(Session { server, door, conn, limits, lanes, state, lost_events, parked })
+        let caller = Caller::unique();
+        Arc::new(Session { server, door, conn, limits, lanes, state, events, parked, caller })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -158,8 +170,8 @@ impl Session {
             return self.take(decoded);
         }
         let turn =
-            Turn { session: self.clone(), message: Some(decoded), _in_flight: self.conn.begin() };
-        if let Err((e, turn)) = self.lanes.hand(Some(HELLO_LANE), turn, Turn::run) {
+            Queued { session: self.clone(), message: Some(decoded), _in_flight: self.conn.begin() };
+        if let Err((e, turn)) = self.lanes.hand(Some(HELLO_LANE), turn, Queued::run) {
             turn.refuse(&e);
         }
     }
@@ -177,19 +189,20 @@ impl Session {
 
     fn request(self: &Arc<Session>, request: Request) {
         let ready = self.lock().ready.clone();
+        let Request { tag, slot, .. } = request;
         match (request.call, ready) {
-            (Call::Hello(hello), _) => self.hello(request.tag, &hello),
+            (Call::Hello(hello), _) => self.hello(tag, &hello),
             (call, Some(ready)) => {
                 let op = call.op();
                 if op.is_extension() && !ready.negotiated(op) {
                     let e = Error::new(Code::Invalid, "UnsupportedType");
-                    return self.fail(request.tag, &e, true);
+                    return self.fail(tag, &e, true);
                 }
-                self.start(request.tag, call, ready);
+                self.start(tag, slot, call, ready);
             }
             (_, None) => {
                 let e = Error::invalid("acheron.t_fs_hello must be negotiated first");
-                self.fail(request.tag, &e, true);
+                self.fail(tag, &e, true);
             }
         }
     }
@@ -206,42 +219,54 @@ impl Session {
             Ok(entry) => entry,
             Err(e) => return self.fail(tag, &e, true),
         };
-        let who = Who { session: id::random_u53(), ..entry.who };
-        let ready = Arc::new(Ready {
-            exports: entry.exports,
-            who: Arc::new(who),
-            subscribed: hello.subscribe_invalidations,
-            ext: hello.ext.as_ref().map(|offered| offered.accept(&Ext::all())),
-        });
+        let name = entry.name.clone();
+        let Some((ready, first)) = self.settle(&entry, hello) else { return };
         let reply = HelloReply::Node {
-            name: entry.name,
+            name,
             version: env!("CARGO_PKG_VERSION").into(),
-            caps: ready.exports.caps(),
+            caps: ready.exports().caps(),
             ext: ready.ext.clone(),
-        };
-        let first = {
-            let mut s = self.lock();
-            if s.closed {
-                return;
-            }
-            let first = s.ready.is_none();
-            // Files that are open stay open: a later hello only changes the subscription.
-            s.ready = Some(match s.ready.take() {
-                Some(old) => Arc::new(Ready {
-                    exports: old.exports.clone(),
-                    who: old.who.clone(),
-                    subscribed: ready.subscribed,
-                    ext: ready.ext.clone().or_else(|| old.ext.clone()),
-                }),
-                None => ready.clone(),
-            });
-            first
         };
         if first {
             self.conn.set_limits(self.limits);
-            self.watch(&ready.exports);
+            self.watch(ready.exports());
         }
         let _ = self.conn.send(Reply::Hello(reply).encode(Op::Hello, tag, false).into());
+    }
+
+    /// What the hello comes to, and whether it is the connection's first. Files that are open stay open: a
+    /// later hello only changes the subscription. `None` when the connection has ended.
+    fn settle(self: &Arc<Session>, entry: &Entry, hello: &Hello) -> Option<(Arc<Ready>, bool)> {
+        let subscribed = hello.subscribe_invalidations;
+        let mut ext = hello.ext.as_ref().map(|offered| offered.accept(&Ext::all()));
+        let old = self.lock().ready.clone();
+        let held = match &old {
+            Some(old) => old.held.clone(),
+            None => {
+                let name = ext.as_ref().and_then(|e| e.session.clone());
+                let sessions = &self.server.sessions;
+                let (held, resumed) = sessions.claim(&self.server, self, name.as_deref(), entry);
+                if let Some(ext) = &mut ext {
+                    ext.resumed = resumed;
+                }
+                held
+            }
+        };
+        let first = old.is_none();
+        let ext = ext.or_else(|| old.and_then(|old| old.ext.clone()));
+        let ready = Arc::new(Ready { held, subscribed, ext });
+        let mut s = self.lock();
+        if s.closed {
+            drop(s);
+            self.part(&ready);
+            return None;
+        }
+        s.ready = Some(ready.clone());
+        Some((ready, first))
+    }
+
+    fn part(self: &Arc<Session>, ready: &Ready) {
+        self.server.sessions.part(&self.server, self, ready.session_name(), &ready.held);
     }
 
     fn watch(self: &Arc<Session>, exports: &Exports) {
@@ -260,33 +285,59 @@ impl Session {
     }
 
     fn event(&self, event: fs::Event) {
-        let own = CURRENT.get() == self.conn.id();
         let Some(ready) = self.lock().ready.clone() else { return };
-        if !own && !ready.subscribed {
+        // Old clients hear of their own changes even when they have not subscribed (spec: fs 6); ours
+        // know them by the reply.
+        let wanted = match (self.caller.is_here(), &ready.ext) {
+            (true, ext) => ext.is_none(),
+            (false, _) => ready.subscribed,
+        };
+        if !wanted {
             return;
         }
-        if event == fs::Event::Resync || self.lost_events.load(Ordering::Acquire) {
-            return self.resync(&ready);
+        // One at a time, so that they go out in the order of their numbers.
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        if event != fs::Event::Resync && !events.lost {
+            events.lost = !self.push(&mut events.seq, &ready, &event);
+            return;
         }
-        if self.conn.push(Message::text(event.encode())).is_err() {
-            self.lost_events.store(true, Ordering::Release);
-        }
-    }
-
-    /// Tells the client to forget everything, in words that it knows.
-    fn resync(&self, ready: &Ready) {
-        let events = match ready.ext {
+        // The client has to forget everything, told in words that it knows.
+        let all = match ready.ext {
             Some(_) => vec![fs::Event::Resync],
             None => {
-                let roots = ready.exports.list().unwrap_or_default();
+                let roots = ready.exports().list().unwrap_or_default();
                 roots.iter().map(|e| fs::Event::All { node: e.root, generation: None }).collect()
             }
         };
-        let queued = events.iter().all(|e| self.conn.push(Message::text(e.encode())).is_ok());
-        self.lost_events.store(!queued, Ordering::Release);
+        events.lost = !all.iter().all(|e| self.push(&mut events.seq, &ready, e));
     }
 
-    fn start(self: &Arc<Session>, tag: Option<u32>, call: Call, ready: Arc<Ready>) {
+    fn push(&self, seq: &mut u64, ready: &Ready, event: &fs::Event) -> bool {
+        let number = ready.ext.as_ref().map(|_| *seq + 1);
+        let queued = self.conn.push(Message::text(event.encode(number))).is_ok();
+        *seq += u64::from(queued);
+        queued
+    }
+
+    fn start(
+        self: &Arc<Session>,
+        tag: Option<u32>,
+        slot: Option<Slot>,
+        call: Call,
+        ready: Arc<Ready>,
+    ) {
+        // Numbers mean something in a session that has a name.
+        let slot = slot.filter(|_| ready.session_name().is_some());
+        if let Some(slot) = slot {
+            match ready.held.begin(slot, (Arc::downgrade(self), tag)) {
+                Ok(Turn::First) => {}
+                Ok(Turn::Running) => return,
+                Ok(Turn::Known(outcome)) => {
+                    return self.answer(tag, call.op(), ready.bin(), &outcome);
+                }
+                Err(e) => return self.fail(tag, &e, false),
+            }
+        }
         if let Call::Close { h } = call {
             self.give_up(|r| r.h == Some(h));
         }
@@ -298,10 +349,21 @@ impl Session {
             }
             s.last_running += 1;
             let key = s.last_running;
-            s.running.insert(key, Running { h, cancel: cancel.clone() });
+            let numbered = slot.is_some();
+            s.running.insert(key, Running { h, numbered, cancel: cancel.clone() });
             key
         };
-        Job::new(self, tag, key, call, ready, cancel).submit(h);
+        let rid = slot.map(|slot| slot.rid);
+        Job::new(self, Asked { tag, key, rid }, call, ready, cancel).submit(h);
+    }
+
+    /// Sends what became of a request.
+    pub(super) fn answer(&self, tag: Option<u32>, op: Op, bin: bool, outcome: &Result<Reply>) {
+        let frame = match outcome {
+            Ok(reply) => reply.encode(op, tag, bin),
+            Err(e) => Failure::new(tag, e).encode(),
+        };
+        let _ = self.conn.send(frame.into());
     }
 
     /// A request has been answered.
@@ -317,71 +379,18 @@ impl Session {
         found.iter().for_each(Cancel::cancel);
     }
 
-    /// The connection is gone: gives up what runs, and closes what is open, locks with it.
+    /// The connection is gone: gives up what runs, unless it bears a number, and parts with what is
+    /// held.
     pub fn closed(self: &Arc<Session>) {
-        let (ready, handles, watch) = {
+        let (ready, watch) = {
             let mut s = self.lock();
             s.closed = true;
-            let handles = std::mem::take(&mut s.handles);
-            (s.ready.clone(), handles, s.watch.take())
+            (s.ready.clone(), s.watch.take())
         };
         drop(watch);
-        self.give_up(|_| true);
-        let Some(ready) = ready.filter(|_| !handles.is_empty()) else { return };
-        let release = Arc::new(Mutex::new(handles));
-        let work = {
-            let (ready, release) = (ready.clone(), release.clone());
-            move || release_all(&ready, &release)
-        };
-        if self.server.pool.submit(work).is_err() {
-            // The pool is full or has stopped. Leaving files open and locked is worse than a short
-            // wait on this thread.
-            release_all(&ready, &release);
-        }
-    }
-
-    /// Gives an open file its number. Errors: ENFILE.
-    pub(super) fn keep(&self, open: Open) -> Result<u64> {
-        let mut s = self.lock();
-        if s.closed {
-            return Err(Error::new(Code::Cancelled, "the session has ended"));
-        }
-        if s.handles.len() >= HANDLES_MAX {
-            let message = format!("this session has {HANDLES_MAX} files open");
-            return Err(Error::from_errno(libc::ENFILE, message));
-        }
-        s.last_handle += 1;
-        let h = s.last_handle;
-        s.handles.insert(h, open);
-        Ok(h)
-    }
-
-    pub(super) fn opened(&self, h: u64) -> Result<Open> {
-        let found = self.lock().handles.get(&h).cloned();
-        found.ok_or_else(|| Error::new(Code::Ebadf, "unknown handle"))
-    }
-
-    pub(super) fn forget(&self, h: u64) -> Result<Open> {
-        let found = self.lock().handles.remove(&h);
-        found.ok_or_else(|| Error::new(Code::Ebadf, "unknown handle"))
-    }
-
-    pub(super) fn cursor(&self, dir: u64, at: u64) -> Option<u64> {
-        self.lock().cursors.find(dir, at)
-    }
-
-    pub(super) fn keep_cursor(&self, dir: u64, start: u64, cookies: Vec<u64>) {
-        self.lock().cursors.keep(dir, start, cookies);
-    }
-}
-
-fn release_all(ready: &Ready, handles: &Mutex<HashMap<u64, Open>>) {
-    let handles = std::mem::take(&mut *handles.lock().unwrap_or_else(PoisonError::into_inner));
-    let cx = Cx::new(ready.who.clone(), Deadline::after_ms(CALL_TIMEOUT_MS));
-    for open in handles.into_values() {
-        let Ok(export) = ready.exports.get(open.export) else { continue };
-        if let Err(e) = export.tree.release(&cx, open.handle) {
-            log::debug!("closing a file of a lost session: {e}");
+        self.give_up(|r| !r.numbered);
+        if let Some(ready) = ready {
+            self.part(&ready);
         }
     }
 }
@@ -403,14 +412,14 @@ fn decode(message: Message) -> Result<Request, Fault> {
     }
 }
 
-/// A message that waits for its turn among hellos.
-struct Turn {
+/// A message that waits for its place among hellos.
+struct Queued {
     session: Arc<Session>,
     message: Option<Result<Request, Fault>>,
     _in_flight: InFlight,
 }
 
-impl Turn {
+impl Queued {
     fn run(mut self) {
         if let Some(message) = self.message.take() {
             self.session.take(message);
@@ -427,7 +436,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for Queued {
     fn drop(&mut self) {
         self.session.lock().in_order -= 1;
         if std::thread::panicking() {

@@ -91,7 +91,7 @@ pub fn start(options: Options) -> Result<Running> {
         exports.change(&[], vec![work])?;
         files = Files { export_count: 1, writable: true };
     }
-    let server = Arc::new(Server { pool: pool.clone(), timer: timer.clone() });
+    let server = Arc::new(Server::new(pool.clone(), timer.clone()));
     // What comes through a tunnel was let in by the gateway.
     let token = match &options.mode {
         Mode::Alone { token, .. } => token.clone(),

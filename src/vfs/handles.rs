@@ -39,6 +39,10 @@ impl<T> Handles<T> {
         Ok(handle)
     }
 
+    pub fn len(&self) -> usize {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).open.len()
+    }
+
     /// Errors: EBADF.
     pub fn get(&self, handle: Handle) -> Result<(NodeId, Arc<T>)> {
         let s = self.state.read().unwrap_or_else(PoisonError::into_inner);

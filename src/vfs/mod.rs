@@ -2,6 +2,8 @@
 //! behind one (a host directory, functions, a node at the other end of a socket, a mount table over
 //! other trees) is nobody's business. This room knows neither FUSE nor the control plane.
 
+mod cached;
+mod caller;
 mod handles;
 mod ids;
 mod local;
@@ -14,12 +16,14 @@ pub mod walk;
 mod watchers;
 pub mod wire;
 
+pub use cached::{CacheOptions, CacheStatus, Cached, Workers};
+pub use caller::Caller;
 pub use local::{Local, LocalOptions};
 pub use synthetic::Synthetic;
 pub use tree::Tree;
 pub use types::{
-    Access, Attr, Caps, Cx, DirEntry, DirPage, Event, EventSink, FileKind, Handle, Kind, LockKind,
-    LockRequest, NodeId, OpenFlags, Opened, PageLimit, Read, ReadDir, RenameFlags, SetAttr,
-    SetTime, StatFs, Watch, Who, Written, XattrFlags,
+    Access, Allocate, Attr, Caps, Cx, DirEntry, DirPage, Event, EventSink, FileKind, Handle, Kind,
+    LockKind, LockRequest, NodeId, OpenFlags, Opened, PageLimit, Range, Read, ReadDir, RenameFlags,
+    SeekTo, SetAttr, SetTime, StatFs, Watch, Who, Written, XattrFlags,
 };
 pub use union::{Bind, Member, MountPoint, MountStatus, Union};

@@ -2,8 +2,8 @@
 //! found by looking its name up in its parent, and then spoken of by id.
 
 use super::{
-    Attr, Caps, Cx, DirPage, EventSink, Handle, LockRequest, NodeId, OpenFlags, Opened, Read,
-    ReadDir, RenameFlags, SetAttr, StatFs, Watch, Written, XattrFlags,
+    Allocate, Attr, Caps, Cx, DirPage, EventSink, Handle, LockRequest, NodeId, OpenFlags, Opened,
+    Read, ReadDir, RenameFlags, SeekTo, SetAttr, StatFs, Watch, Written, XattrFlags,
 };
 use crate::base::{Error, Name, Result, TreePath};
 use bytes::Bytes;
@@ -69,6 +69,27 @@ pub trait Tree: Send + Sync {
         Ok(())
     }
 
+    /// Reserves, clears, or takes out a range of the file (fallocate(2)).
+    fn allocate(&self, _: &Cx, _: Handle, _offset: u64, _len: u64, _: Allocate) -> Result<()> {
+        unsupported()
+    }
+
+    /// The next data or hole at or behind `offset` (lseek(2)). Errors: ENXIO when there is none.
+    fn seek(&self, _: &Cx, _: Handle, _offset: u64, _: SeekTo) -> Result<u64> {
+        unsupported()
+    }
+
+    /// Copies up to `len` bytes between two open files, as far as one call gets; 0 at the end.
+    fn copy_range(
+        &self,
+        _: &Cx,
+        _from: (Handle, u64),
+        _to: (Handle, u64),
+        _len: u64,
+    ) -> Result<Written> {
+        unsupported()
+    }
+
     /// Closes the handle. Always succeeds for a valid one; nothing may be lost here that
     /// [`Tree::flush`] did not report.
     fn release(&self, cx: &Cx, handle: Handle) -> Result<()>;
@@ -130,8 +151,15 @@ pub trait Tree: Send + Sync {
         unsupported()
     }
 
-    /// Never waits; EAGAIN when another owner holds the lock.
+    /// Never waits; EAGAIN when another owner holds the lock. Locks of a range belong to the owner and the
+    /// file, not to the handle: unlocking through any handle of the file gives them back. What is
+    /// still held through a handle goes when that is released.
     fn lock(&self, _: &Cx, _: Handle, _: LockRequest) -> Result<()> {
+        unsupported()
+    }
+
+    /// A lock that would keep this one from being granted; its owner is not told.
+    fn test_lock(&self, _: &Cx, _: Handle, _: LockRequest) -> Result<Option<LockRequest>> {
         unsupported()
     }
 
@@ -145,6 +173,12 @@ pub trait Tree: Send + Sync {
     /// A hint: nobody uses this id again unless the tree tells it anew. Trees bound what they keep of
     /// nodes with or without it; an id that had to go answers ESTALE, and the caller looks it up again.
     fn forget(&self, _: NodeId) {}
+
+    /// True while every change, whoever makes it, reaches the watchers: what they remember stays true
+    /// until they hear otherwise. [`super::Event::Resync`] is told when it ends.
+    fn is_live(&self) -> bool {
+        false
+    }
 
     /// Calls `sink` for every change from now on.
     fn watch(&self, _: EventSink) -> Result<Watch> {

@@ -2,10 +2,10 @@
 //! context that every call carries.
 
 use crate::base::{Cancel, Code, Deadline, Error, Result, Wait};
-/// What `statfs` tells has the same members on the wire.
-pub use crate::wire::fs::StatFs;
+/// These have the same members on the wire.
+pub use crate::wire::fs::{Allocate, Range, SeekTo, StatFs};
 use bytes::Bytes;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 /// Names a node (file, directory, symlink) within one tree; never 0, below 2^53. Valid from the
@@ -176,6 +176,8 @@ pub enum Read {
 pub struct Written {
     /// Bytes taken.
     pub n: u64,
+    /// What the file is like now, where the tree knows it at no cost.
+    pub attr: Option<Attr>,
     /// What a message file has to say at once: members that go into the reply's payload beside `n`
     /// (spec: namespace 2.3, `t_write` extras).
     pub extra: Option<serde_json::Map<String, serde_json::Value>>,
@@ -183,7 +185,7 @@ pub struct Written {
 
 impl Written {
     pub fn bytes(n: usize) -> Written {
-        Written { n: n as u64, extra: None }
+        Written { n: n as u64, ..Written::default() }
     }
 }
 
@@ -268,16 +270,19 @@ pub enum LockKind {
     Unlock,
 }
 
-/// A whole-file lock (flock). A tree never waits: EAGAIN says that another holds it.
+/// A lock. A tree never waits: EAGAIN says that another owner holds what is in the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LockRequest {
     pub kind: LockKind,
     /// Tells lock owners of one session apart.
     pub owner: u64,
+    /// `None`: the whole file, as flock(2) does. `Some`: bytes, as fcntl(2) does; the two kinds do not
+    /// see each other.
+    pub range: Option<Range>,
 }
 
 /// Something changed. Whoever caches drops what it knew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Attributes of a node.
     Attr(NodeId),
@@ -285,8 +290,10 @@ pub enum Event {
     Data { node: NodeId, generation: Option<u64> },
     /// Everything about a node, its entries included.
     All { node: NodeId, generation: Option<u64> },
-    /// Entries of a directory.
+    /// Any entries of a directory, and so its attributes.
     Dir(NodeId),
+    /// One entry of a directory came, went, or leads elsewhere now; the directory's attributes changed.
+    Entry { dir: NodeId, name: Arc<OsStr> },
     /// Events were lost: forget everything.
     Resync,
 }

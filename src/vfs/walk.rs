@@ -79,6 +79,24 @@ pub fn read(
     }
 }
 
+/// As [`read`], but fewer bytes than `len` only at the end of the file.
+pub fn read_full(tree: &dyn Tree, cx: &Cx, handle: Handle, offset: u64, len: u32) -> Result<Bytes> {
+    let (first, eof) = read(tree, cx, handle, offset, len)?;
+    if eof || first.is_empty() || first.len() >= len as usize {
+        return Ok(first);
+    }
+    let mut all = bytes::BytesMut::from(&first[..]);
+    while all.len() < len as usize {
+        let (at, left) = (offset + all.len() as u64, len - all.len() as u32);
+        let (more, eof) = read(tree, cx, handle, at, left)?;
+        all.extend_from_slice(&more);
+        if eof || more.is_empty() {
+            break;
+        }
+    }
+    Ok(all.freeze())
+}
+
 /// Calls `each` with the file's content, piece by piece; `each` returns false to stop.
 pub fn read_each(
     tree: &dyn Tree,
@@ -158,7 +176,7 @@ pub fn write_all(
             done += usize::try_from(last.n).unwrap_or(usize::MAX).min(end - done);
         }
         let extra = tree.flush(cx, handle)?.extra.or(last.extra);
-        Ok(Written { n: done as u64, extra })
+        Ok(Written { n: done as u64, attr: last.attr, extra })
     };
     let outcome = write();
     let released = tree.release(cx, handle);

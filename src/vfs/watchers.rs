@@ -29,7 +29,7 @@ impl Watchers {
     pub fn announce(&self, events: &[Event]) {
         let list = self.0.lock().unwrap_or_else(PoisonError::into_inner).list.clone();
         for (_, sink) in list.iter() {
-            events.iter().for_each(|e| sink(*e));
+            events.iter().for_each(|e| sink(e.clone()));
         }
     }
 

@@ -1,6 +1,7 @@
 //! What every tree must do, whatever stands behind it. A tree's test hands [`conformance`] a function
 //! that makes a fresh, empty, writable one.
 
+mod cached;
 mod changes;
 mod files;
 mod listing;

@@ -45,7 +45,7 @@ impl Node {
         let exports = Arc::new(Exports::new(vec![export]).unwrap());
         let door = TokenDoor { name: "node".into(), exports, token: Some(TOKEN.into()) };
         let pool = Pool::start("files", 4, 256).unwrap();
-        let server = Arc::new(Server { pool, timer: timer.clone() });
+        let server = Arc::new(Server::new(pool, timer.clone()));
         let service = Arc::new(FsService { server, door: Arc::new(door) });
         let listener = net.listen(at, service).unwrap();
         Node { listener, net, timer }

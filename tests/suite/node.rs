@@ -4,3 +4,4 @@ mod daemon;
 mod protocol;
 mod raw;
 mod services;
+mod session;

@@ -3,28 +3,32 @@
 
 use super::convert;
 use super::dirs::OpenDirs;
+use super::invalidate::Changes;
 use super::waiting::Waiting;
 use crate::base::{Cancel, Code, Deadline, Error, Notify, Result, Wait};
-use crate::vfs::{Attr, Cx, FileKind, Handle, LockRequest, Opened, Read, Tree, Who};
+use crate::mount::options::View;
+use crate::vfs::{
+    Attr, Caller, Cx, Event, FileKind, Handle, LockKind, LockRequest, NodeId, Opened, Read, Tree,
+    Who,
+};
 use fuser::{
     Errno, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
     Request,
 };
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// How long the kernel believes attributes and names. Events of the tree end it sooner; where none
-/// come, this is how old an answer can be.
-pub const TTL: Duration = Duration::from_secs(1);
 /// Largest read or write in one request.
 pub const TRANSFER_MAX: u32 = 1 << 20;
 /// Requests the kernel sends ahead (read-ahead, write-back, direct I/O in parallel).
 pub const BACKGROUND_MAX: u16 = 64;
+/// Files whose content is kept from one open to the next, at most.
+const CONTENTS_MAX: usize = 1 << 16;
 /// How often a lock that another holds is asked for again.
 const LOCK_RETRY_MS: u64 = 50;
 /// Ids are never used for another file while a tree lives.
@@ -34,12 +38,36 @@ pub struct Adapter {
     pub tree: Arc<dyn Tree>,
     pub who: Arc<Who>,
     pub timeout_ms: u64,
+    pub view: View,
     /// Ends what is still running after the mount is gone.
     pub cancel: Cancel,
     pub waiting: Arc<Waiting>,
     pub dirs: OpenDirs,
     /// Operations going on, without those that wait.
     pub running: Arc<AtomicUsize>,
+    /// Changes made by the kernel's own requests are told apart by it.
+    pub caller: Caller,
+    pub changes: Changes,
+    pub contents: Contents,
+}
+
+/// Which content of a file the kernel may hold in its page cache: the one it was opened with last.
+#[derive(Default)]
+pub struct Contents(Mutex<HashMap<NodeId, u64>>);
+
+impl Contents {
+    /// Whether the kernel's content is the one that is opened now; notes that it will be.
+    fn is_kept(&self, node: NodeId, generation: u64) -> bool {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= CONTENTS_MAX {
+            known.clear();
+        }
+        known.insert(node, generation) == Some(generation)
+    }
+
+    fn forget(&self, node: NodeId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
+    }
 }
 
 /// A reply that can say that it failed.
@@ -68,25 +96,8 @@ pub fn fail<R: Fail>(reply: R, e: &Error) {
     reply.fail(convert::errno(e));
 }
 
-pub fn entry(reply: ReplyEntry, attr: Attr) {
-    reply.entry(&TTL, &convert::attr(&attr), GENERATION);
-}
-
-pub fn attributes(reply: ReplyAttr, attr: Attr) {
-    reply.attr(&TTL, &convert::attr(&attr));
-}
-
 pub fn empty(reply: ReplyEmpty, (): ()) {
     reply.ok();
-}
-
-/// Files that are not like files on disk are never cached. The others keep no pages from one open to
-/// the next: a file shows on opening what was written before (close-to-open).
-pub fn fopen(opened: &Opened) -> FopenFlags {
-    match opened.kind {
-        FileKind::Plain => FopenFlags::empty(),
-        FileKind::Message | FileKind::Stream => FopenFlags::FOPEN_DIRECT_IO,
-    }
 }
 
 pub fn xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
@@ -108,7 +119,59 @@ pub fn refused_xattr(name: &OsStr) -> Option<Errno> {
     name.starts_with(b"system.").then_some(Errno::EOPNOTSUPP)
 }
 
+fn lock(
+    tree: &dyn Tree,
+    changes: &Changes,
+    cx: &Cx,
+    (node, handle): (NodeId, Handle),
+    request: LockRequest,
+) -> Result<()> {
+    tree.lock(cx, handle, request)?;
+    if request.kind == LockKind::Unlock {
+        return Ok(());
+    }
+    if !tree.is_live() {
+        // Nobody told what others did until now.
+        changes.add(Event::Data { node, generation: None });
+    }
+    changes.settle(node, cx.deadline, &cx.cancel)
+}
+
 impl Adapter {
+    /// Files that are not like files on disk are never cached. The others keep the kernel's pages from one
+    /// open to the next only if they are what was written last (close-to-open).
+    pub fn fopen(&self, node: NodeId, opened: &Opened) -> FopenFlags {
+        if opened.kind != FileKind::Plain {
+            return FopenFlags::FOPEN_DIRECT_IO;
+        }
+        let kept = self.contents.is_kept(node, opened.generation);
+        if kept && !self.changes.is_pending(node) {
+            FopenFlags::FOPEN_KEEP_CACHE
+        } else {
+            FopenFlags::empty()
+        }
+    }
+
+    pub fn forget(&self, node: NodeId) {
+        self.contents.forget(node);
+        self.tree.forget(node);
+    }
+
+    /// Locks, and returns when the kernel believes nothing older than the lock.
+    pub fn lock(&self, node: NodeId, handle: Handle, request: LockRequest) -> Result<()> {
+        lock(&*self.tree, &self.changes, &self.cx(), (node, handle), request)
+    }
+
+    pub fn entry(&self) -> impl FnOnce(ReplyEntry, Attr) + use<> {
+        let view = self.view;
+        move |reply, a| reply.entry(&view.attr_timeout, &convert::attr(&view, &a), GENERATION)
+    }
+
+    pub fn attributes(&self) -> impl FnOnce(ReplyAttr, Attr) + use<> {
+        let view = self.view;
+        move |reply, a| reply.attr(&view.attr_timeout, &convert::attr(&view, &a))
+    }
+
     /// Runs a call and hands its outcome to the reply.
     pub fn answer<R: Fail, T>(
         &self,
@@ -124,7 +187,7 @@ impl Adapter {
 
     pub fn counted<T>(&self, call: impl FnOnce() -> Result<T>) -> Result<T> {
         self.running.fetch_add(1, Ordering::AcqRel);
-        let outcome = guarded(call);
+        let outcome = guarded(|| self.caller.run(call));
         self.running.fetch_sub(1, Ordering::AcqRel);
         outcome
     }
@@ -161,10 +224,11 @@ impl Adapter {
     pub fn lock_later(
         &self,
         req: &Request,
-        handle: Handle,
+        (node, handle): (NodeId, Handle),
         request: LockRequest,
         reply: ReplyEmpty,
     ) {
+        let changes = self.changes.clone();
         let (tree, who, timeout_ms) = (self.tree.clone(), self.who.clone(), self.timeout_ms);
         let mut reply = Some(reply);
         let pause = Notify::default();
@@ -172,7 +236,8 @@ impl Adapter {
         let first = wait();
         let retry = move |go_on: Result<()>| {
             let cx = Cx::new(who.clone(), Deadline::after_ms(timeout_ms));
-            match go_on.and_then(|()| guarded(|| tree.lock(&cx, handle, request))) {
+            let again = || lock(&*tree, &changes, &cx, (node, handle), request);
+            match go_on.and_then(|()| guarded(again)) {
                 Err(e) if e.code == Code::Again => return Some(wait()),
                 Ok(()) => reply.take()?.ok(),
                 Err(e) => fail(reply.take()?, &e),
@@ -195,7 +260,6 @@ impl Adapter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vfs::NodeId;
     use convert::node;
 
     #[test]

@@ -1,6 +1,7 @@
 //! The kernel's words and ours.
 
 use crate::base::Error;
+use crate::mount::options::View;
 use crate::vfs::{Attr, Kind, NodeId, OpenFlags, RenameFlags, SetTime};
 use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,7 +22,9 @@ pub fn errno(e: &Error) -> Errno {
     }
 }
 
-pub fn attr(a: &Attr) -> FileAttr {
+/// The attributes as `view` shows them.
+pub fn attr(view: &View, a: &Attr) -> FileAttr {
+    let a = &view.show(a);
     FileAttr {
         ino: INodeNo(a.id.0),
         size: a.size,

@@ -13,7 +13,8 @@ mod ops;
 mod waiting;
 
 use crate::base::{Cancel, Code, Deadline, Error, Notify, Result, ResultExt, Timer};
-use crate::vfs::{Tree, Watch, Who};
+use crate::mount::options::Options;
+use crate::vfs::{Caller, Tree, Watch, Who};
 use invalidate::Changes;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,16 +29,6 @@ const IDLE_MS: u64 = 500;
 /// How often its end is looked for.
 const STEP_MS: u64 = 10;
 
-pub struct Options {
-    /// What `mount` and `df` show as the source.
-    pub source: String,
-    /// Other users may enter; the kernel then checks permissions by the modes of the files.
-    pub allow_other: bool,
-    pub read_only: bool,
-    /// For each operation.
-    pub timeout_ms: u64,
-}
-
 /// A filesystem that is mounted.
 pub struct Mounted {
     point: PathBuf,
@@ -46,7 +37,7 @@ pub struct Mounted {
     timer: Timer,
     running: Arc<AtomicUsize>,
     changes: Changes,
-    notifier: JoinHandle<()>,
+    notifiers: Vec<JoinHandle<()>>,
     ended: Notify,
     watch: Option<Watch>,
     session: JoinHandle<()>,
@@ -75,28 +66,42 @@ pub fn mount(
     if options.read_only {
         config.mount_options.push(O::RO);
     }
+    if options.no_exec {
+        config.mount_options.push(O::NoExec);
+    }
     if options.allow_other {
         config.acl = fuser::SessionACL::All;
+    }
+    if options.allow_other || options.default_permissions {
         config.mount_options.push(O::DefaultPermissions);
     }
     let (timer, cancel, changes) = (Timer::start()?, Cancel::new(), Changes::default());
     let waiting = Waiting::start(timer.clone())?;
     let running = Arc::new(AtomicUsize::new(0));
-    let sink = changes.clone();
-    let watch = tree.watch(Arc::new(move |event| sink.add(event))).ok();
+    let (sink, caller) = (changes.clone(), Caller::unique());
+    // What the kernel itself asked for it knows.
+    let watch = tree.watch(Arc::new(move |event| {
+        if !caller.is_here() {
+            sink.add(event);
+        }
+    }));
     let adapter = adapter::Adapter {
         tree,
         who: Arc::new(Who { principal: "mount".into(), ..Who::default() }),
         timeout_ms: options.timeout_ms,
+        view: options.view,
         cancel: cancel.clone(),
         waiting: waiting.clone(),
         dirs: dirs::OpenDirs::default(),
         running: running.clone(),
+        caller,
+        changes: changes.clone(),
+        contents: adapter::Contents::default(),
     };
     let session = fuser::Session::new(adapter, point, &config)
         .and_then(fuser::Session::spawn)
         .map_err(|e| explain(point, &e))?;
-    let notifier = changes.tell(session.notifier())?;
+    let notifiers = changes.tell(session.notifier())?;
     let gone = Notify::default();
     let tell = gone.clone();
     let join = move || {
@@ -114,9 +119,9 @@ pub fn mount(
         timer,
         running,
         changes,
-        notifier,
+        notifiers,
         ended: gone,
-        watch,
+        watch: watch.ok(),
         session: session.context("FUSE thread")?,
     })
 }
@@ -174,7 +179,7 @@ impl Mounted {
         self.changes.stop();
         self.timer.stop();
         if self.session.is_finished() {
-            let _ = self.notifier.join();
+            self.notifiers.into_iter().for_each(|thread| drop(thread.join()));
             let _ = self.session.join();
         }
     }

@@ -2,8 +2,7 @@
 //! and what is cached is the tree's business.
 
 use super::adapter::{
-    Adapter, BACKGROUND_MAX, GENERATION, TRANSFER_MAX, TTL, attributes, empty, entry, fail, fopen,
-    guarded, refused_xattr, xattr,
+    Adapter, BACKGROUND_MAX, GENERATION, TRANSFER_MAX, empty, fail, guarded, refused_xattr, xattr,
 };
 use super::convert::{self, node, open_flags};
 use super::dirs::DOTS;
@@ -49,19 +48,19 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let call = || self.tree.lookup(&self.cx(), node(parent), Name::new(name)?);
-        self.answer(reply, call, entry);
+        self.answer(reply, call, self.entry());
     }
 
     /// Counts are not kept: a tree takes this as a hint, and tells a forgotten node anew when asked.
     fn forget(&self, _: &Request, ino: INodeNo, _: u64) {
         let _ = guarded(|| {
-            self.tree.forget(node(ino));
+            Adapter::forget(self, node(ino));
             Ok(())
         });
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.answer(reply, || self.tree.getattr(&self.cx(), node(ino)), attributes);
+        self.answer(reply, || self.tree.getattr(&self.cx(), node(ino)), self.attributes());
     }
 
     fn setattr(
@@ -91,12 +90,13 @@ impl Filesystem for Adapter {
             mtime: mtime.map(convert::set_time),
         };
         let call = || {
+            let set = self.view.change(set)?;
             if set == SetAttr::default() {
                 return self.tree.getattr(&self.cx(), node(ino));
             }
             self.tree.setattr(&self.cx(), node(ino), fh.map(|fh| Handle(fh.0)), &set)
         };
-        self.answer(reply, call, attributes);
+        self.answer(reply, call, self.attributes());
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -124,7 +124,7 @@ impl Filesystem for Adapter {
             self.tree.release(&cx, opened.handle)?;
             Ok(attr)
         };
-        self.answer(reply, call, entry);
+        self.answer(reply, call, self.entry());
     }
 
     fn mkdir(
@@ -137,7 +137,7 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let call = || self.tree.mkdir(&self.cx(), node(parent), Name::new(name)?, mode & 0o7777);
-        self.answer(reply, call, entry);
+        self.answer(reply, call, self.entry());
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -160,7 +160,7 @@ impl Filesystem for Adapter {
     ) {
         let target = target.as_os_str().as_bytes();
         let call = || self.tree.symlink(&self.cx(), node(parent), Name::new(name)?, target);
-        self.answer(reply, call, entry);
+        self.answer(reply, call, self.entry());
     }
 
     fn rename(
@@ -191,7 +191,7 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let call = || self.tree.link(&self.cx(), node(ino), node(new_parent), Name::new(new_name)?);
-        self.answer(reply, call, entry);
+        self.answer(reply, call, self.entry());
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -200,7 +200,7 @@ impl Filesystem for Adapter {
             self.tree.open(&self.cx(), node(ino), flags)
         };
         self.answer(reply, call, |reply, opened: Opened| {
-            reply.opened(FileHandle(opened.handle.0), fopen(&opened));
+            reply.opened(FileHandle(opened.handle.0), self.fopen(node(ino), &opened));
         });
     }
 
@@ -220,7 +220,9 @@ impl Filesystem for Adapter {
         };
         self.answer(reply, call, |reply, (attr, opened): (Attr, Opened)| {
             let handle = FileHandle(opened.handle.0);
-            reply.created(&TTL, &convert::attr(&attr), GENERATION, handle, fopen(&opened));
+            let flags = self.fopen(attr.id, &opened);
+            let (view, attr) = (&self.view, convert::attr(&self.view, &attr));
+            reply.created(&view.attr_timeout, &attr, GENERATION, handle, flags);
         });
     }
 
@@ -335,9 +337,9 @@ impl Filesystem for Adapter {
         let filled = self.counted(|| {
             let cx = self.cx();
             if offset < DOTS {
-                let own = convert::attr(&self.tree.getattr(&cx, node(ino))?);
+                let own = convert::attr(&self.view, &self.tree.getattr(&cx, node(ino))?);
                 for (at, name, ino) in self.dots(offset, ino) {
-                    if reply.add(ino, at, name, &TTL, &own, GENERATION) {
+                    if reply.add(ino, at, name, &self.view.attr_timeout, &own, GENERATION) {
                         return Ok(());
                     }
                 }
@@ -345,8 +347,8 @@ impl Filesystem for Adapter {
             let dir = self.dirs.get(fh.0)?;
             let mut dir = dir.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             for (at, e) in dir.from(&*self.tree, &cx, offset)? {
-                let (ino, attr) = (INodeNo(e.attr.id.0), convert::attr(&e.attr));
-                if reply.add(ino, at, &e.name, &TTL, &attr, GENERATION) {
+                let (ino, attr) = (INodeNo(e.attr.id.0), convert::attr(&self.view, &e.attr));
+                if reply.add(ino, at, &e.name, &self.view.attr_timeout, &attr, GENERATION) {
                     break;
                 }
             }
@@ -430,7 +432,7 @@ impl Filesystem for Adapter {
     fn setlk(
         &self,
         req: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         owner: LockOwner,
         _: u64,
@@ -445,11 +447,12 @@ impl Filesystem for Adapter {
             libc::F_WRLCK => LockKind::Exclusive,
             _ => LockKind::Unlock,
         };
-        let (handle, request) = (Handle(fh.0), LockRequest { kind, owner: owner.0 });
-        match self.counted(|| self.tree.lock(&self.cx(), handle, request)) {
+        let (handle, request) = (Handle(fh.0), LockRequest { kind, owner: owner.0, range: None });
+        let node = node(ino);
+        match self.counted(|| self.lock(node, handle, request)) {
             Ok(()) => reply.ok(),
             Err(e) if sleep && e.code == Code::Again => {
-                self.lock_later(req, handle, request, reply);
+                self.lock_later(req, (node, handle), request, reply);
             }
             Err(e) => fail(reply, &e),
         }

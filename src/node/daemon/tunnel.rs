@@ -118,7 +118,7 @@ fn nonsense(what: &str) -> Error {
 impl Handler for End {
     fn open(&mut self, conn: &Conn) {
         let call = Call::Hello(self.hello.clone());
-        let request = Request { tag: Some(HELLO_TAG), call };
+        let request = Request::new(HELLO_TAG, call);
         let _ = conn.send(request.encode(false).into());
     }
 

@@ -6,6 +6,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
@@ -14,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, Once, PoisonError};
 
 /// Bytes of standard output, and of standard error, that a child may write (spec: fs 15.3).
 pub const OUTPUT_MAX: usize = 1 << 20;
@@ -264,8 +265,14 @@ pub struct Leader {
 impl Leader {
     /// Errors: the host's, naming the program.
     pub fn spawn(command: &mut Command) -> Result<Leader> {
-        let child = command.spawn();
-        let mut child = child.context(command.get_program().display())?;
+        adopt_orphans();
+        let mut child = {
+            // Until it stands in the list it could be taken for an orphan.
+            let mut leaders = leaders();
+            let child = command.spawn().context(command.get_program().display())?;
+            leaders.insert(Pid::from_raw(child.id() as i32));
+            child
+        };
         // SAFETY: a system call on plain values; the descriptor it returns is nobody else's.
         let exited = unsafe {
             let fd = libc::syscall(libc::SYS_pidfd_open, child.id(), 0);
@@ -274,6 +281,7 @@ impl Leader {
         let exited = exited.inspect_err(|_| {
             let _ = child.kill();
             let _ = child.wait();
+            leaders().remove(&Pid::from_raw(child.id() as i32));
         });
         Ok(Leader { exited: exited.context("pidfd_open")?, child, reaped: false })
     }
@@ -289,7 +297,7 @@ impl Leader {
             end(self.pid());
         }
         let status = self.child.wait()?;
-        self.reaped = true;
+        self.reaped();
         Ok(status)
     }
 
@@ -301,17 +309,59 @@ impl Leader {
         end(self.pid());
         let mut fds = [PollFd::new(self.exited.as_fd(), PollFlags::POLLIN)];
         let _ = wait(&mut fds, Deadline::after_ms(REAP_MS));
-        self.reaped = matches!(self.child.try_wait(), Ok(Some(_)));
-        if !self.reaped {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            self.reaped();
+        } else {
             log::warn!("process {} does not end; it is left behind", self.pid());
             self.reaped = true;
         }
+    }
+
+    fn reaped(&mut self) {
+        self.reaped = true;
+        leaders().remove(&self.pid());
+        end_orphans();
     }
 }
 
 impl Drop for Leader {
     fn drop(&mut self) {
         self.kill_all();
+    }
+}
+
+/// The leaders that are not reaped.
+fn leaders() -> MutexGuard<'static, HashSet<Pid>> {
+    static LEADERS: LazyLock<Mutex<HashSet<Pid>>> = LazyLock::new(Mutex::default);
+    LEADERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From now on, what a leader leaves behind when it ends comes to this process.
+fn adopt_orphans() {
+    static ONCE: Once = Once::new();
+    // SAFETY: a system call on plain values.
+    ONCE.call_once(|| unsafe {
+        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1);
+    });
+}
+
+/// Kills what leaders that have ended left behind in sessions of its own: children of this process, in
+/// other sessions than its own, that are no leaders.
+fn end_orphans() {
+    let (this, leaders) = (Pid::this(), leaders());
+    let Ok(session) = nix::unistd::getsid(None) else { return };
+    for _ in 0..ROUNDS_MAX {
+        let all = processes();
+        let orphans = all.iter().filter(|p| p.parent == this && p.session != session);
+        let orphans: Vec<_> = orphans.filter(|p| !leaders.contains(&p.pid)).collect();
+        orphans.iter().filter(|p| p.alive).for_each(|p| end(p.pid));
+        // One that takes its time is reaped the next time.
+        for orphan in &orphans {
+            let _ = waitpid(orphan.pid, Some(WaitPidFlag::WNOHANG));
+        }
+        if orphans.iter().all(|p| !p.alive) {
+            break;
+        }
     }
 }
 
@@ -449,12 +499,18 @@ mod tests {
     #[test]
     fn what_a_program_leaves_behind_goes_with_it_and_cancelling_ends_it() {
         let far = Deadline::after_ms(20_000);
-        let ran = run(&sh("sleep 600 & echo $!"), b"", far, &Cancel::new()).unwrap();
+        // One in the background, one that made itself a daemon.
+        let script = "sleep 600 & echo $!; read daemon <<E\n\
+            $(setsid sh -c 'echo $$; exec sleep 601 >&- &')\nE\necho $daemon";
+        let ran = run(&sh(script), b"", far, &Cancel::new()).unwrap();
         assert_eq!(ran.end, End::Exited(0));
-        let pid: i32 = text(&ran.stdout).trim().parse().unwrap();
-        while is_alive(pid) {
-            assert!(!far.passed());
-            std::thread::yield_now();
+        let pids: Vec<i32> = text(&ran.stdout).lines().map(|l| l.parse().unwrap()).collect();
+        assert_eq!(pids.len(), 2);
+        for pid in pids {
+            while is_alive(pid) {
+                assert!(!far.passed());
+                std::thread::yield_now();
+            }
         }
         let cancel = Cancel::new();
         cancel.cancel();

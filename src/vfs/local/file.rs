@@ -77,6 +77,9 @@ impl OpenFile {
     }
 
     pub fn lock(&self, request: LockRequest) -> Result<()> {
+        if request.range.is_some() {
+            return Err(Error::from_errno(libc::ENOSYS, "byte-range locks are not served"));
+        }
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wanted = locks.clone();
         wanted.remove(&request.owner);

@@ -2,13 +2,17 @@
 
 use super::peer::{Connector, Hooks, Link, WAITING_MAX, read};
 use crate::base::{Cancel, Code, Deadline, Error, Result, ResultExt};
-use crate::net::{Closed, DialOptions, Inbound, Message, Mux, Net, WsUrl};
+use crate::net::{Closed, DialOptions, Inbound, Limits, Message, Mux, Net, WsUrl};
 use crate::wire::Envelope;
 use crate::wire::fs::{
     Call, Event, Ext, Hello, HelloReply, Op, Reply, Request, frame_tag, text_tag,
 };
 use std::sync::Arc;
+use std::time::Duration;
 
+/// Silence after which a node is asked whether it is there, and after which it is taken for lost.
+const PING: Duration = Duration::from_secs(4);
+const SILENCE: Duration = Duration::from_secs(8);
 /// Requests in flight on one connection, those that wait for something to read included.
 const INFLIGHT_MAX: usize = WAITING_MAX + 64;
 
@@ -27,10 +31,16 @@ pub struct Dial {
 impl Connector for Dial {
     fn connect(&self, deadline: Deadline, hooks: Hooks) -> Result<Link> {
         let options = DialOptions { bearer: self.bearer.clone(), ..DialOptions::default() };
-        let inbound = Box::new(Replies(hooks));
+        let session = Some(hooks.session.to_string());
+        let inbound = Box::new(Replies::new(hooks));
         let mux = Mux::dial(&self.net, &self.url, &options, deadline, INFLIGHT_MAX, inbound)?;
-        let ext = Ext { bin: self.binary, ..Ext::all() };
-        say_hello(mux, Hello { ext: Some(ext), ..self.hello.clone() }, deadline)
+        let ext = Ext { bin: self.binary, session, ..Ext::all() };
+        let link = say_hello(mux, Hello { ext: Some(ext), ..self.hello.clone() }, deadline)?;
+        // Ours answers pings whatever it is busy with; an old node answers nothing meanwhile.
+        if let Some(conn) = link.mux.conn().filter(|_| link.is_ours()) {
+            conn.set_limits(Limits { ping: PING, idle: SILENCE, ..conn.limits() });
+        }
+        Ok(link)
     }
 
     fn target(&self) -> String {
@@ -43,7 +53,7 @@ pub fn say_hello(mux: Mux, hello: Hello, deadline: Deadline) -> Result<Link> {
     let hello = Hello { subscribe_invalidations: true, ..hello };
     let call = |call: Call| -> Result<Reply> {
         let op = call.op();
-        let build = |tag| Message::from(Request { tag: Some(tag), call }.encode(false));
+        let build = |tag| Message::from(Request::new(tag, call).encode(false));
         read(op, &mux.call(build, deadline, &Cancel::new())?)
     };
     let reply = call(Call::Hello(hello)).context("hello")?;
@@ -54,11 +64,22 @@ pub fn say_hello(mux: Mux, hello: Hello, deadline: Deadline) -> Result<Link> {
         return Err(Error::new(Code::Unavailable, "the peer lists no exports"));
     };
     // The epoch is the peer's to give.
-    Ok(Link { mux, ext: ext.unwrap_or_default(), caps, name, exports, epoch: 0 })
+    let ext = ext.unwrap_or_default();
+    Ok(Link { mux, ext, caps, name, exports, epoch: 0, answered_ms: 0.into() })
 }
 
 /// What comes in on a connection to a node.
-pub struct Replies(pub Hooks);
+pub struct Replies {
+    hooks: Hooks,
+    /// The number of the last event.
+    seq: u64,
+}
+
+impl Replies {
+    pub fn new(hooks: Hooks) -> Replies {
+        Replies { hooks, seq: 0 }
+    }
+}
 
 impl Inbound for Replies {
     fn tag(&mut self, message: &Message) -> Option<u32> {
@@ -73,12 +94,19 @@ impl Inbound for Replies {
             && let Ok(envelope) = Envelope::parse(&text)
             && let Some(event) = Event::decode(&envelope)
         {
-            (self.0.event)(event);
+            // Old nodes do not number their events.
+            if let Ok(Some(seq)) = envelope.fields.u64("seq") {
+                if seq != self.seq + 1 {
+                    (self.hooks.event)(Event::Resync);
+                }
+                self.seq = seq;
+            }
+            (self.hooks.event)(event);
         }
     }
 
-    fn lost(&mut self, _: &Closed) {
-        (self.0.lost)();
+    fn lost(&mut self, why: &Closed) {
+        (self.hooks.lost)(&why.error());
     }
 }
 

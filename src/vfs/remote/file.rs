@@ -1,17 +1,18 @@
 //! Open files of a remote tree: opened again when the connection was, and read without holding a thread
 //! where the file makes its readers wait.
 
+use super::export::{Remote, Wire, unexpected};
 use super::peer::{Link, read};
-use super::tree::{Remote, Wire, unexpected};
 use crate::base::{Counted, Deadline, Error, Name, Notify, Result};
 use crate::net::{CallError, Message};
 use crate::vfs::wire;
 use crate::vfs::{
-    Access, Attr, Cx, Event, FileKind, Handle, NodeId, OpenFlags, Opened, Read, SetAttr, Tree,
-    Written,
+    Access, Attr, Cx, Event, FileKind, Handle, LockKind, LockRequest, NodeId, OpenFlags, Opened,
+    Range, Read, SetAttr, Tree, Written,
 };
 use crate::wire::fs::{Call, Op, OpenReply, Reply, Request};
 use bytes::Bytes;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(super) struct OpenFile {
@@ -19,6 +20,8 @@ pub(super) struct OpenFile {
     flags: OpenFlags,
     kind: FileKind,
     state: Mutex<State>,
+    /// A lock is held through it: what is read and written relies on that.
+    locked: AtomicBool,
 }
 
 struct State {
@@ -55,7 +58,8 @@ impl Remote {
     ) -> Result<Opened> {
         let kind = wire::kind_from(open.kind.as_deref());
         let state = State { epoch: link.epoch, h: open.h, pending: None };
-        let file = OpenFile { node, flags, kind, state: Mutex::new(state) };
+        let locked = AtomicBool::new(false);
+        let file = OpenFile { node, flags, kind, state: Mutex::new(state), locked };
         let handle = self.handles.insert(node, file)?;
         Ok(Opened { handle, kind, generation: open.generation })
     }
@@ -66,6 +70,10 @@ impl Remote {
         };
         let (opened, old) = self.run(cx, Op::Open, make, |link, reply| match reply {
             Reply::Open(open) => {
+                if flags.truncate {
+                    let generation = Some(open.generation);
+                    self.changed(link, &[Event::Data { node, generation }]);
+                }
                 Ok((self.keep(link, node, flags, &open)?, !link.ext.has(Op::Setattr)))
             }
             _ => Err(unexpected(Op::Open)),
@@ -102,8 +110,9 @@ impl Remote {
                 let key = Wire { epoch: link.epoch, id: a.id };
                 let is_news = self.ids.id(&key).is_none();
                 let node = self.ids.intern(&key, dir, name.as_os_str());
-                // The node's own event about it came before anybody here could know it.
-                if is_news {
+                self.changed(link, &[entry(dir, name)]);
+                // An old node's own event about it came before anybody here could know it.
+                if is_news || link.is_ours() {
                     self.announce(Event::All { node, generation: Some(a.generation) });
                 }
                 Ok((wire::attr_from(node, &a), self.keep(link, node, flags, &open)?))
@@ -130,6 +139,10 @@ impl Remote {
                 return Ok(state.h);
             }
         }
+        if file.locked.load(Ordering::Acquire) {
+            let text = "the lock on this file was lost with the node's session; open the file anew";
+            return Err(Error::from_errno(libc::EIO, text));
+        }
         // What was done by opening it the first time is not done again.
         let flags = OpenFlags { truncate: false, exclusive: false, ..file.flags };
         let node = self.wire(cx, link, file.node)?;
@@ -142,6 +155,16 @@ impl Remote {
             (state.epoch, state.h) = (link.epoch, open.h);
         }
         Ok(state.h)
+    }
+
+    /// Notes whether a lock is held through a file; one that was lost is not taken for granted.
+    pub(super) fn note_lock(&self, handle: Handle, request: &LockRequest) {
+        let whole = |r: Range| r.start == 0 && r.end == u64::MAX;
+        let Ok((_, file)) = self.handles.get(handle) else { return };
+        match request.kind {
+            LockKind::Unlock if !request.range.is_none_or(whole) => {}
+            kind => file.locked.store(kind != LockKind::Unlock, Ordering::Release),
+        }
     }
 
     pub(super) fn read_file(&self, cx: &Cx, handle: Handle, offset: u64, len: u32) -> Result<Read> {
@@ -207,7 +230,7 @@ impl Remote {
             }
         };
         let call = Call::Read { h, off: offset, len: len.min(link.caps.max_read) };
-        let build = |tag| Message::from(Request { tag: Some(tag), call }.encode(link.ext.bin));
+        let build = |tag| Message::from(Request::new(tag, call).encode(link.ext.bin));
         let tag = link.mux.start(build, Deadline::never(), done)?;
         Ok(Pending { offset, len, epoch: link.epoch, tag, answer, answered, _place: place })
     }
@@ -235,12 +258,14 @@ impl Remote {
                 let end = data.len().min(done + link.caps.max_write as usize);
                 Ok(Call::Write { h, off, data: data.slice(done..end) })
             };
-            let (n, extra) = self.run(cx, Op::Write, make, |_, reply| match reply {
-                Reply::Written { n, extra } => Ok((n, extra)),
-                _ => Err(unexpected(Op::Write)),
-            })?;
-            total.n += n;
-            total.extra = extra.or(total.extra);
+            let take = |link: &Link, reply| {
+                let written = Remote::written(file.node, reply, Op::Write)?;
+                let generation = written.attr.as_ref().map(|a| a.generation);
+                self.changed(link, &[Event::Data { node: file.node, generation }]);
+                Ok(written)
+            };
+            let Written { n, attr, extra } = self.run(cx, Op::Write, make, take)?;
+            total = Written { n: total.n + n, attr, extra: extra.or(total.extra) };
             if n == 0 || total.n as usize >= data.len() {
                 total.n = total.n.min(data.len() as u64);
                 return Ok(total);
@@ -255,10 +280,7 @@ impl Remote {
             return Ok(Written::default());
         }
         let make = |link: &Link| Ok(Call::Flush { h: self.wire_handle(cx, link, handle)? });
-        self.run(cx, Op::Flush, make, |_, reply| match reply {
-            Reply::Written { n, extra } => Ok(Written { n, extra }),
-            _ => Err(unexpected(Op::Flush)),
-        })
+        self.run(cx, Op::Flush, make, |_, reply| Remote::written(file.node, reply, Op::Flush))
     }
 
     /// A handle of a connection that is gone is closed with it.
@@ -277,6 +299,10 @@ impl Remote {
             _ => Ok(()),
         }
     }
+}
+
+pub(super) fn entry(dir: NodeId, name: Name<'_>) -> Event {
+    Event::Entry { dir, name: name.as_os_str().into() }
 }
 
 fn data(reply: Reply) -> Result<Read, Error> {

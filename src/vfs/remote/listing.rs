@@ -1,10 +1,10 @@
 //! Reading directories of a node: by its own cookies, or, of an old node, by counting entries.
 
+use super::export::{Remote, unexpected};
 use super::peer::Link;
-use super::tree::{Remote, unexpected};
 use crate::base::{Code, Name, Result, ResultExt};
 use crate::vfs::{Cx, DirEntry, DirPage, ReadDir};
-use crate::wire::fs::{self, Call, Op, Reply};
+use crate::wire::fs::{Call, Op, Reply};
 
 impl Remote {
     /// The next page that has something in it.
@@ -54,6 +54,6 @@ impl Remote {
 
 /// How many entries to ask for. Of an old node `.` and `..` come first, and do not count.
 fn entries(link: &Link, at: &ReadDir) -> u32 {
-    let dots = if link.ext == fs::Ext::default() { 2u64.saturating_sub(at.cookie) } else { 0 };
+    let dots = if !link.is_ours() { 2u64.saturating_sub(at.cookie) } else { 0 };
     (at.limit.entries.max(1) as u64 + dots).try_into().unwrap_or(u32::MAX)
 }

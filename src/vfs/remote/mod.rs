@@ -3,11 +3,12 @@
 //! between is told as `Resync`. It keeps no file data and no attributes.
 
 mod dial;
+mod export;
 mod file;
 mod listing;
 mod peer;
 mod tree;
 
 pub use dial::{Dial, say_hello};
+pub use export::Remote;
 pub use peer::{Connector, Hooks, Link, Peer, PeerStatus};
-pub use tree::Remote;

@@ -2,14 +2,20 @@
 //! a node cannot be reached, calls fail at once instead of waiting for it, and it is tried again in
 //! growing steps.
 
-use crate::base::{Cancel, Code, Deadline, Error, Gauge, Notify, Result};
+use crate::base::{Cancel, Code, Deadline, Error, Gauge, Notify, Result, id, now_ms};
 use crate::net::{CallError, Message, Mux};
-use crate::wire::fs::{self, Call, Event, Ext, Reply, Request, decode_bin_reply, decode_reply};
+use crate::wire::fs::{
+    self, Call, Event, Ext, Reply, Request, Slot, decode_bin_reply, decode_reply,
+};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// Steps in which an unreachable node is tried again.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How long the thread that tries again holds on to a peer that may be gone.
+const STEP_MS: u64 = 1_000;
 /// Time for one attempt to connect, hello included.
 const CONNECT_MS: u64 = 5_000;
 /// Reads of one node that wait for something to read. Fewer than a connection has places for requests,
@@ -29,11 +35,13 @@ pub trait Connector: Send + Sync {
     fn target(&self) -> String;
 }
 
-/// What a connection tells its peer.
+/// What a connection tells its peer, and the name of the session to resume.
 #[derive(Clone)]
 pub struct Hooks {
+    pub session: Arc<str>,
     pub event: Arc<dyn Fn(Event) + Send + Sync>,
-    pub lost: Arc<dyn Fn() + Send + Sync>,
+    /// With what ended it.
+    pub lost: Arc<dyn Fn(&Error) + Send + Sync>,
 }
 
 /// A connection that has said hello.
@@ -44,29 +52,56 @@ pub struct Link {
     pub caps: fs::Caps,
     pub name: String,
     pub exports: Vec<fs::Export>,
-    /// Ids and handles of one epoch mean nothing in another.
+    /// Ids and handles of one epoch mean nothing in another. A session that was resumed stays in its
+    /// own.
     pub epoch: u64,
+    /// When the node last answered, in Unix milliseconds.
+    pub answered_ms: AtomicI64,
 }
 
 pub struct Peer {
     connector: Arc<dyn Connector>,
+    session: Arc<str>,
+    slots: Slots,
+    /// A lost node is tried again without being asked for.
+    restless: bool,
     state: Mutex<State>,
     changed: Notify,
     listeners: RwLock<Vec<Listener>>,
     pub(super) waiting: Gauge,
 }
 
-/// Told of events; `None` when the connection was lost or made again.
+/// Told of events; `None` when the connection was lost or made again, or cannot be made.
 pub type Listener = Arc<dyn Fn(Option<&Event>) + Send + Sync>;
 
 #[derive(Default)]
 struct State {
     link: Option<Arc<Link>>,
     epoch: u64,
+    /// Counts the attempts to connect.
+    attempt: u64,
+    /// A thread tries to reach the node: callers need not wait for what it finds.
+    trying: bool,
     connecting: bool,
     failures: u32,
     retry_at: Option<Instant>,
     last_error: Option<Error>,
+    /// Of links that are gone.
+    last_success_ms: i64,
+    last_failure_ms: i64,
+}
+
+impl State {
+    fn end_link(&mut self) -> Option<Arc<Link>> {
+        let link = self.link.take()?;
+        self.last_success_ms = link.answered_ms.load(Ordering::Relaxed);
+        Some(link)
+    }
+
+    fn failed(&mut self, e: &Error) {
+        self.last_failure_ms = now_ms();
+        self.last_error = Some(e.clone());
+    }
 }
 
 /// How a peer stands, for people.
@@ -76,12 +111,29 @@ pub struct PeerStatus {
     pub connected: bool,
     pub consecutive_failures: u32,
     pub last_error: Option<String>,
+    /// Unix times in milliseconds; 0 for what has not happened. A success is any answer, a failure the
+    /// loss of a connection or one that could not be made.
+    pub last_success_ms: i64,
+    pub last_failure_ms: i64,
 }
 
 impl Peer {
     pub fn new(connector: Arc<dyn Connector>) -> Arc<Peer> {
+        Peer::make(connector, false)
+    }
+
+    /// A peer that, once it was lost, is tried again by itself in growing steps; until it is back, calls
+    /// fail at once.
+    pub fn restless(connector: Arc<dyn Connector>) -> Arc<Peer> {
+        Peer::make(connector, true)
+    }
+
+    fn make(connector: Arc<dyn Connector>, restless: bool) -> Arc<Peer> {
         Arc::new(Peer {
+            restless,
             connector,
+            session: id::hex_token("s-").into(),
+            slots: Slots::default(),
             state: Mutex::default(),
             changed: Notify::default(),
             listeners: RwLock::default(),
@@ -97,6 +149,11 @@ impl Peer {
         self.listeners.write().unwrap_or_else(PoisonError::into_inner).push(listener);
     }
 
+    /// A number for a request that must take effect once.
+    pub(super) fn number(&self) -> Numbered {
+        self.slots.number()
+    }
+
     fn tell(&self, event: Option<&Event>) {
         let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner).clone();
         listeners.iter().for_each(|l| l(event));
@@ -109,13 +166,26 @@ impl Peer {
             connected: s.link.is_some(),
             consecutive_failures: s.failures,
             last_error: s.last_error.as_ref().map(ToString::to_string),
+            last_success_ms: s
+                .link
+                .as_ref()
+                .map_or(s.last_success_ms, |link| link.answered_ms.load(Ordering::Relaxed)),
+            last_failure_ms: s.last_failure_ms,
         }
+    }
+
+    /// The connection, if there is one.
+    pub fn connected(&self) -> Option<Arc<Link>> {
+        self.lock().link.clone().filter(|link| link.mux.is_open())
     }
 
     /// The node may be reachable again, or in another way: the next call tries at once.
     pub fn retry_now(&self) {
-        let mut s = self.lock();
-        (s.failures, s.retry_at) = (0, None);
+        {
+            let mut s = self.lock();
+            (s.failures, s.retry_at) = (0, None);
+        }
+        self.changed.notify();
     }
 
     /// The connection, made if there is none; callers that come meanwhile wait for the same attempt.
@@ -128,15 +198,18 @@ impl Peer {
                 if let Some(link) = s.link.as_ref().filter(|l| l.mux.is_open()) {
                     return Ok(link.clone());
                 }
+                if s.trying {
+                    return Err(self.unreachable(s.last_error.as_ref()));
+                }
                 if !s.connecting {
                     if s.retry_at.is_some_and(|at| at > Instant::now()) {
                         return Err(self.unreachable(s.last_error.as_ref()));
                     }
                     s.connecting = true;
-                    s.epoch += 1;
-                    let epoch = s.epoch;
+                    s.attempt += 1;
+                    let attempt = s.attempt;
                     drop(s);
-                    return self.connect(epoch, deadline);
+                    return self.connect(attempt, deadline);
                 }
             }
             self.changed.wait(seen, Deadline::never()).block(deadline, cancel)?;
@@ -150,55 +223,106 @@ impl Peer {
         Error::new(Code::Refused, text)
     }
 
-    fn connect(self: &Arc<Peer>, epoch: u64, deadline: Deadline) -> Result<Arc<Link>> {
+    fn connect(self: &Arc<Peer>, attempt: u64, deadline: Deadline) -> Result<Arc<Link>> {
         let (for_events, for_loss) = (Arc::downgrade(self), Arc::downgrade(self));
         let hooks = Hooks {
+            session: self.session.clone(),
             event: Arc::new(move |event| {
                 if let Some(peer) = for_events.upgrade() {
                     peer.tell(Some(&event));
                 }
             }),
-            lost: Arc::new(move || {
+            lost: Arc::new(move |why| {
                 if let Some(peer) = for_loss.upgrade() {
-                    peer.lost(epoch);
+                    peer.lost(attempt, why);
                 }
             }),
         };
-        let attempt = self.connector.connect(deadline.min(Deadline::after_ms(CONNECT_MS)), hooks);
-        let outcome = {
+        let outcome = self.connector.connect(deadline.min(Deadline::after_ms(CONNECT_MS)), hooks);
+        let (news, outcome) = {
             let mut s = self.lock();
             s.connecting = false;
-            match attempt {
+            match outcome {
                 Ok(link) => {
-                    let link = Arc::new(Link { epoch, ..link });
+                    if !link.ext.resumed {
+                        s.epoch += 1;
+                    }
+                    let (epoch, answered_ms) = (s.epoch, now_ms().into());
+                    let link = Arc::new(Link { epoch, answered_ms, ..link });
                     s.link = Some(link.clone());
                     (s.failures, s.retry_at, s.last_error) = (0, None, None);
-                    Ok(link)
+                    (true, Ok(link))
                 }
                 Err(e) => {
-                    s.link = None;
+                    s.end_link();
                     s.failures += 1;
                     let step = RETRY.0 * 2u32.saturating_pow(s.failures.min(10) - 1);
                     s.retry_at = Some(Instant::now() + step.min(RETRY.1));
-                    s.last_error = Some(e.clone());
-                    Err(self.unreachable(Some(&e)))
+                    s.failed(&e);
+                    (s.failures == 1, Err(self.unreachable(Some(&e))))
                 }
             }
         };
         self.changed.notify();
-        if outcome.is_ok() {
+        if news {
             self.tell(None);
+        }
+        if outcome.is_err() && self.restless {
+            self.keep_trying();
         }
         outcome
     }
 
-    fn lost(&self, epoch: u64) {
+    /// Starts the thread that tries until the node is back, unless there is one.
+    fn keep_trying(self: &Arc<Peer>) {
+        if std::mem::replace(&mut self.lock().trying, true) {
+            return;
+        }
+        let weak = Arc::downgrade(self);
+        let run = move || while weak.upgrade().is_some_and(|peer| peer.try_again()) {};
+        // Without a thread the next call tries, as soon as it may.
+        if std::thread::Builder::new().name("reconnect".into()).spawn(run).is_err() {
+            self.lock().trying = false;
+        }
+    }
+
+    /// Waits for the time to try again, and tries. False once that is no longer needed.
+    fn try_again(self: &Arc<Peer>) -> bool {
+        let seen = self.changed.seen();
+        let due = {
+            let mut s = self.lock();
+            if s.link.as_ref().is_some_and(|l| l.mux.is_open()) {
+                s.trying = false;
+                return false;
+            }
+            let due = s.retry_at.is_none_or(|at| at <= Instant::now());
+            if due {
+                s.connecting = true;
+                s.attempt += 1;
+            }
+            if due { Ok(s.attempt) } else { Err(s.retry_at.unwrap_or_else(Instant::now)) }
+        };
+        match due {
+            Ok(attempt) => drop(self.connect(attempt, Deadline::after_ms(CONNECT_MS))),
+            Err(at) => {
+                let until = Deadline::after(at.saturating_duration_since(Instant::now()));
+                let step = self.changed.wait(seen, until.min(Deadline::after_ms(STEP_MS)));
+                let _ = step.block(Deadline::never(), &Cancel::new());
+            }
+        }
+        true
+    }
+
+    fn lost(&self, attempt: u64, why: &Error) {
         {
             let mut s = self.lock();
-            if s.epoch != epoch {
+            if s.attempt != attempt {
                 return;
             }
-            s.link = None;
+            // One that was given up has told its reason already.
+            if s.end_link().is_some() {
+                s.failed(why);
+            }
         }
         self.tell(None);
     }
@@ -207,8 +331,7 @@ impl Peer {
     /// does not answer a question that costs it nothing either. Does not wait.
     pub fn doubt(self: &Arc<Peer>, link: &Arc<Link>) {
         let (peer, doubted) = (Arc::downgrade(self), Arc::downgrade(link));
-        let build =
-            |tag| Message::from(Request { tag: Some(tag), call: Call::Exports }.encode(false));
+        let build = |tag| Message::from(Request::new(tag, Call::Exports).encode(false));
         let asked = link.mux.start(build, Deadline::after_ms(PROBE_MS), move |reply| {
             if reply.is_err()
                 && let (Some(peer), Some(link)) = (peer.upgrade(), doubted.upgrade())
@@ -224,16 +347,67 @@ impl Peer {
     /// The connection does not answer: the next call makes a new one.
     fn give_up(&self, link: &Link) {
         let mut s = self.lock();
-        if s.epoch == link.epoch
-            && let Some(link) = s.link.take()
-            && let Some(conn) = link.mux.conn()
+        if s.link.as_ref().is_some_and(|current| std::ptr::eq(&**current, link))
+            && let Some(link) = s.end_link()
         {
-            conn.close(None, "");
+            s.failed(&Error::new(Code::Unavailable, "it does not answer"));
+            if let Some(conn) = link.mux.conn() {
+                conn.close(None, "");
+            }
         }
     }
 }
 
+/// The numbers of requests in a session that must take effect once.
+#[derive(Default)]
+struct Slots(Arc<Mutex<InUse>>);
+
+#[derive(Default)]
+struct InUse {
+    next: u64,
+    open: BTreeSet<u64>,
+}
+
+/// A number in use: its reply may be asked for as long as this lives.
+pub(super) struct Numbered {
+    slots: Arc<Mutex<InUse>>,
+    rid: u64,
+}
+
+impl Slots {
+    fn number(&self) -> Numbered {
+        let mut s = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        s.next += 1;
+        let rid = s.next;
+        s.open.insert(rid);
+        Numbered { slots: self.0.clone(), rid }
+    }
+}
+
+impl Numbered {
+    pub fn slot(&self) -> Slot {
+        let s = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        Slot { rid: self.rid, ack: s.open.first().copied().unwrap_or(self.rid) }
+    }
+}
+
+impl Drop for Numbered {
+    fn drop(&mut self) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).open.remove(&self.rid);
+    }
+}
+
 impl Link {
+    /// True where requests can be numbered.
+    pub fn has_session(&self) -> bool {
+        self.ext.session.is_some()
+    }
+
+    /// True for a node that speaks our extensions.
+    pub fn is_ours(&self) -> bool {
+        self.ext != Ext::default()
+    }
+
     /// Sends a call and waits for its reply. Errors: the node's; with `sent` false where the node
     /// certainly has not seen it.
     pub fn call(
@@ -242,9 +416,21 @@ impl Link {
         deadline: Deadline,
         cancel: &Cancel,
     ) -> Result<Reply, CallError> {
+        self.call_numbered(call, None, deadline, cancel)
+    }
+
+    /// As [`Link::call`]; with a slot it can be sent again in the same session and takes effect once.
+    pub fn call_numbered(
+        &self,
+        call: Call,
+        slot: Option<Slot>,
+        deadline: Deadline,
+        cancel: &Cancel,
+    ) -> Result<Reply, CallError> {
         let (op, bin) = (call.op(), self.ext.bin);
-        let build = |tag| Message::from(Request { tag: Some(tag), call }.encode(bin));
+        let build = |tag| Message::from(Request { tag: Some(tag), call, slot }.encode(bin));
         let message = self.mux.call(build, deadline, cancel)?;
+        self.answered_ms.store(now_ms(), Ordering::Relaxed);
         read(op, &message).map_err(|error| CallError { error, sent: true })
     }
 }

@@ -1,247 +1,18 @@
-//! The tree of one export. A node is known by its wire id of one epoch, and found again by its name
-//! in the next.
+//! The export as a tree: each method is one call of the protocol, or, of an old node, what comes nearest.
 
-use super::dial::is_harmless;
-use super::file::OpenFile;
-use super::peer::{Link, Peer};
-use crate::base::{Code, Deadline, Error, Name, Notify, Result, TreePath};
-use crate::net::CallError;
-use crate::vfs::handles::Handles;
-use crate::vfs::ids::{Ids, NODES_MAX, Numbering};
-use crate::vfs::watchers::Watchers;
+use super::export::{Remote, is_new, unexpected};
+use super::file::entry;
+use super::peer::Link;
+use crate::base::{Deadline, Name, Result, TreePath};
 use crate::vfs::wire;
 use crate::vfs::{
-    Attr, Caps, Cx, DirPage, Event, EventSink, Handle, LockRequest, NodeId, OpenFlags, Opened,
-    Read, ReadDir, RenameFlags, SetAttr, StatFs, Tree, Watch, Written, XattrFlags,
+    Allocate, Attr, Caps, Cx, DirPage, Event, EventSink, Handle, LockRequest, NodeId, OpenFlags,
+    Opened, Read, ReadDir, RenameFlags, SeekTo, SetAttr, StatFs, Tree, Watch, Written, XattrFlags,
 };
-use crate::wire::fs::{self, Call, Op, Reply};
+use crate::wire::fs::{Call, Op, Reply};
 use bytes::Bytes;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::sync::Arc;
-
-/// What a node is known by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Wire {
-    pub epoch: u64,
-    pub id: u64,
-}
-
-/// How often a busy node is asked again, and the first pause; each is twice the one before.
-const BUSY_TRIES: u32 = 7;
-const BUSY_MS: u64 = 5;
-
-/// Directories that are looked up again to find a node of an earlier epoch.
-const DEPTH_MAX: u32 = 256;
-
-pub struct Remote {
-    pub(super) peer: Arc<Peer>,
-    /// `None`: the node's first.
-    export: Option<String>,
-    pub(super) ids: Ids<Wire>,
-    pub(super) handles: Handles<OpenFile>,
-    watchers: Watchers,
-}
-
-impl Remote {
-    pub fn new(peer: Arc<Peer>, export: Option<String>) -> Arc<Remote> {
-        let root = Wire { epoch: 0, id: 0 };
-        let remote = Arc::new(Remote {
-            export,
-            ids: Ids::new(root, NODES_MAX, Numbering::Counter),
-            handles: Handles::default(),
-            watchers: Watchers::default(),
-            peer: peer.clone(),
-        });
-        let weak = Arc::downgrade(&remote);
-        peer.listen(Arc::new(move |event| {
-            if let Some(remote) = weak.upgrade() {
-                remote.heard(event);
-            }
-        }));
-        remote
-    }
-
-    pub fn peer(&self) -> &Arc<Peer> {
-        &self.peer
-    }
-
-    /// The export as the node describes it.
-    pub fn described(&self, cx: &Cx) -> Result<fs::Export> {
-        let link = self.link(cx)?;
-        self.exported(&link).cloned()
-    }
-
-    pub(super) fn link(&self, cx: &Cx) -> Result<Arc<Link>> {
-        self.peer.link(cx.deadline, &cx.cancel)
-    }
-
-    fn exported<'l>(&self, link: &'l Link) -> Result<&'l fs::Export> {
-        let found = match &self.export {
-            Some(name) => link.exports.iter().find(|e| e.name == *name),
-            None => link.exports.first(),
-        };
-        found.ok_or_else(|| {
-            let names: Vec<_> = link.exports.iter().map(|e| e.name.as_str()).collect();
-            let wanted = self.export.as_deref().unwrap_or("any");
-            let text = format!("the node has no export {wanted:?}; it has: {}", names.join(", "));
-            Error::new(Code::Enoent, text)
-        })
-    }
-
-    fn heard(&self, event: Option<&fs::Event>) {
-        let epoch = self.epoch();
-        let local = |id: u64| self.ids.id(&Wire { epoch, id });
-        let event = match event {
-            None | Some(fs::Event::Resync) => Some(Event::Resync),
-            Some(fs::Event::Attr { node }) => local(*node).map(Event::Attr),
-            Some(fs::Event::Dir { dir }) => local(*dir).map(Event::Dir),
-            Some(fs::Event::Data { node, generation }) => {
-                local(*node).map(|node| Event::Data { node, generation: *generation })
-            }
-            Some(fs::Event::All { node, generation }) => {
-                local(*node).map(|node| Event::All { node, generation: *generation })
-            }
-        };
-        // A node that nobody was told of is nobody's concern.
-        if let Some(event) = event {
-            self.announce(event);
-        }
-    }
-
-    pub(super) fn announce(&self, event: Event) {
-        self.watchers.announce(&[event]);
-    }
-
-    fn epoch(&self) -> u64 {
-        self.ids.key(NodeId::ROOT).map_or(0, |w| w.epoch)
-    }
-
-    /// The root's wire id on this link; notes it, so that events about it are understood.
-    fn root(&self, link: &Link) -> Result<u64> {
-        let root = self.exported(link)?.root;
-        let key = Wire { epoch: link.epoch, id: root };
-        if self.ids.key(NodeId::ROOT)? != key {
-            self.ids.rekey(NodeId::ROOT, &key);
-        }
-        Ok(root)
-    }
-
-    /// The wire id of a node on this link; one of an earlier epoch is looked up again by its name.
-    pub(super) fn wire(&self, cx: &Cx, link: &Link, node: NodeId) -> Result<u64> {
-        self.wire_at_depth(cx, link, node, DEPTH_MAX)
-    }
-
-    fn wire_at_depth(&self, cx: &Cx, link: &Link, node: NodeId, depth: u32) -> Result<u64> {
-        if node == NodeId::ROOT {
-            return self.root(link);
-        }
-        let key = self.ids.key(node)?;
-        if key.epoch == link.epoch {
-            return Ok(key.id);
-        }
-        let place = self.ids.places(node).into_iter().next();
-        let ((dir, name), Some(depth)) =
-            (place.ok_or_else(crate::vfs::ids::stale)?, depth.checked_sub(1))
-        else {
-            return Err(crate::vfs::ids::stale());
-        };
-        let dir = self.wire_at_depth(cx, link, dir, depth)?;
-        let call = Call::Lookup { dir, name: name.to_os_string() };
-        let Reply::Attr(attr) = link.call(call, cx.deadline, &cx.cancel)? else {
-            return Err(unexpected(Op::Lookup));
-        };
-        self.ids.rekey(node, &Wire { epoch: link.epoch, id: attr.id });
-        Ok(attr.id)
-    }
-
-    /// Runs a call made by `make` for the current link. A lost connection is made again and the call
-    /// repeated once, if that cannot do it twice; a node whose queue is full is asked again in growing
-    /// steps.
-    pub(super) fn run<T>(
-        &self,
-        cx: &Cx,
-        op: Op,
-        make: impl Fn(&Link) -> Result<Call>,
-        take: impl FnOnce(&Link, Reply) -> Result<T>,
-    ) -> Result<T> {
-        let (mut again, mut busy) = (true, 0);
-        loop {
-            cx.check()?;
-            let link = self.link(cx)?;
-            let outcome = make(&link).map_err(|error| CallError { error, sent: false });
-            match outcome.and_then(|call| link.call(call, cx.deadline, &cx.cancel)) {
-                Ok(reply) => return take(&link, reply),
-                Err(CallError { error, sent }) => {
-                    if error.code == Code::Timeout {
-                        self.peer.doubt(&link);
-                    }
-                    // EAGAIN of anything but a lock: it was refused unseen (design: queue_saturated).
-                    if error.errno() == libc::EAGAIN && op != Op::Lock && busy < BUSY_TRIES {
-                        let pause = Deadline::after_ms(BUSY_MS << busy);
-                        let nobody = Notify::default();
-                        nobody.wait(nobody.seen(), pause).block(cx.deadline, &cx.cancel)?;
-                        busy += 1;
-                        continue;
-                    }
-                    let lost = error.is_peer_lost();
-                    if !(lost && again && (!sent || is_harmless(op))) {
-                        // Not sent: a sibling may do it instead, and will not do it twice.
-                        let unsent = lost && !sent;
-                        return Err(if unsent { error.recode(Code::Refused) } else { error });
-                    }
-                    again = false;
-                }
-            }
-        }
-    }
-
-    pub(super) fn attr(&self, link: &Link, a: &fs::Attr, dir: NodeId, name: &OsStr) -> Attr {
-        let id = self.ids.intern(&Wire { epoch: link.epoch, id: a.id }, dir, name);
-        wire::attr_from(id, a)
-    }
-
-    /// The reply of a call that makes an entry; old nodes do not describe it, so it is looked up.
-    fn made(
-        &self,
-        cx: &Cx,
-        link: &Link,
-        reply: Reply,
-        dir: NodeId,
-        name: Name<'_>,
-    ) -> Result<Attr> {
-        match reply {
-            Reply::Attr(a) => Ok(self.attr(link, &a, dir, name.as_os_str())),
-            _ => self.lookup(cx, dir, name),
-        }
-    }
-
-    fn caps_now(&self, link: &Link) -> Caps {
-        let export = self.exported(link).ok();
-        let caps = export.map(|e| e.caps).unwrap_or_default();
-        Caps {
-            read_only: export.is_some_and(|e| e.ro),
-            case_sensitive: caps.case_sensitive,
-            symlink: caps.symlink,
-            xattr: caps.xattr,
-            locks: caps.locks,
-            native_watch: caps.native_watch,
-        }
-    }
-}
-
-pub(super) fn unexpected(op: Op) -> Error {
-    let text = format!("the node's reply to {} is of another kind", op.upper());
-    Error::new(Code::Unavailable, text)
-}
-
-fn is_new(link: &Link, op: Op) -> Result<()> {
-    if link.ext.has(op) {
-        return Ok(());
-    }
-    let text = format!("{} is too old for {}", link.name, op.wire());
-    Err(Error::from_errno(libc::ENOSYS, text))
-}
 
 impl Tree for Remote {
     fn caps(&self) -> Caps {
@@ -297,10 +68,18 @@ impl Tree for Remote {
                 _ => Err(is_new(link, Op::Setattr).unwrap_err()),
             }
         };
-        self.run(cx, Op::Setattr, make, |_, reply| Ok(reply)).and_then(|reply| match reply {
-            Reply::Attr(a) => Ok(wire::attr_from(node, &a)),
-            _ => self.getattr(cx, node),
-        })
+        let told = self.run(cx, Op::Setattr, make, |link, reply| {
+            let Reply::Attr(a) = reply else { return Ok(None) };
+            self.changed(
+                link,
+                &[match set.size {
+                    Some(_) => Event::All { node, generation: Some(a.generation) },
+                    None => Event::Attr(node),
+                }],
+            );
+            Ok(Some(wire::attr_from(node, &a)))
+        })?;
+        told.map_or_else(|| self.getattr(cx, node), Ok)
     }
 
     fn readdir(&self, cx: &Cx, at: ReadDir) -> Result<DirPage> {
@@ -363,9 +142,15 @@ impl Tree for Remote {
             let dir = self.wire(cx, link, dir)?;
             Ok(Call::Unlink { dir, name: name.as_os_str().to_os_string() })
         };
-        self.run(cx, Op::Unlink, make, |_, _| Ok(()))?;
-        self.ids.remove(dir, name.as_os_str(), false);
-        Ok(())
+        self.run(cx, Op::Unlink, make, |link, _| {
+            let node = self.ids.remove(dir, name.as_os_str(), false);
+            self.changed(link, &[entry(dir, name)]);
+            // It may have other names, and one link less.
+            if let Some(node) = node {
+                self.changed(link, &[Event::Attr(node)]);
+            }
+            Ok(())
+        })
     }
 
     fn rmdir(&self, cx: &Cx, dir: NodeId, name: Name<'_>) -> Result<()> {
@@ -373,9 +158,11 @@ impl Tree for Remote {
             let dir = self.wire(cx, link, dir)?;
             Ok(Call::Rmdir { dir, name: name.as_os_str().to_os_string() })
         };
-        self.run(cx, Op::Rmdir, make, |_, _| Ok(()))?;
-        self.ids.remove(dir, name.as_os_str(), true);
-        Ok(())
+        self.run(cx, Op::Rmdir, make, |link, _| {
+            self.ids.remove(dir, name.as_os_str(), true);
+            self.changed(link, &[entry(dir, name)]);
+            Ok(())
+        })
     }
 
     fn rename(
@@ -401,14 +188,21 @@ impl Tree for Remote {
                 flags: bits,
             })
         };
-        self.run(cx, Op::Rename, make, |_, _| Ok(()))?;
-        let (from, to) = ((from.0, from.1.as_os_str()), (to.0, to.1.as_os_str()));
-        if flags.exchange {
-            self.ids.exchange(from, to);
-        } else {
-            self.ids.rename(from, to);
-        }
-        Ok(())
+        self.run(cx, Op::Rename, make, |link, _| {
+            let (old, new) = ((from.0, from.1.as_os_str()), (to.0, to.1.as_os_str()));
+            let replaced = self.ids.at(new.0, new.1);
+            let moved = if flags.exchange {
+                self.ids.exchange(old, new);
+                self.ids.at(new.0, new.1)
+            } else {
+                self.ids.rename(old, new)
+            };
+            self.changed(link, &[entry(from.0, from.1), entry(to.0, to.1)]);
+            for node in [moved, replaced].into_iter().flatten() {
+                self.changed(link, &[Event::All { node, generation: None }]);
+            }
+            Ok(())
+        })
     }
 
     fn link(&self, cx: &Cx, node: NodeId, dir: NodeId, name: Name<'_>) -> Result<Attr> {
@@ -417,7 +211,11 @@ impl Tree for Remote {
             let (node, dir) = (self.wire(cx, link, node)?, self.wire(cx, link, dir)?);
             Ok(Call::Link { node, dir, name: name.as_os_str().to_os_string() })
         };
-        self.run(cx, Op::Link, make, |link, reply| self.made(cx, link, reply, dir, name))
+        self.run(cx, Op::Link, make, |link, reply| {
+            let attr = self.made(cx, link, reply, dir, name)?;
+            self.changed(link, &[Event::Attr(node)]);
+            Ok(attr)
+        })
     }
 
     fn symlink(&self, cx: &Cx, dir: NodeId, name: Name<'_>, target: &[u8]) -> Result<Attr> {
@@ -452,7 +250,7 @@ impl Tree for Remote {
     fn setxattr(
         &self,
         cx: &Cx,
-        node: NodeId,
+        id: NodeId,
         name: &[u8],
         value: &[u8],
         flags: XattrFlags,
@@ -463,10 +261,13 @@ impl Tree for Remote {
             XattrFlags::Replace => libc::XATTR_REPLACE as u32,
         };
         let make = |link: &Link| {
-            let node = self.wire(cx, link, node)?;
+            let node = self.wire(cx, link, id)?;
             Ok(Call::Setxattr { node, name: os(name), value: value.to_vec(), flags })
         };
-        self.run(cx, Op::Setxattr, make, |_, _| Ok(()))
+        self.run(cx, Op::Setxattr, make, |link, _| {
+            self.changed(link, &[Event::Attr(id)]);
+            Ok(())
+        })
     }
 
     fn listxattr(&self, cx: &Cx, node: NodeId) -> Result<Vec<Vec<u8>>> {
@@ -481,16 +282,99 @@ impl Tree for Remote {
         let make = |link: &Link| {
             Ok(Call::Removexattr { node: self.wire(cx, link, node)?, name: os(name) })
         };
-        self.run(cx, Op::Removexattr, make, |_, _| Ok(()))
+        self.run(cx, Op::Removexattr, make, |link, _| {
+            self.changed(link, &[Event::Attr(node)]);
+            Ok(())
+        })
     }
 
     fn lock(&self, cx: &Cx, handle: Handle, request: LockRequest) -> Result<()> {
         let kind = wire::lock_to(request.kind);
         let make = |link: &Link| {
+            if request.range.is_some() {
+                is_new(link, Op::Getlk)?;
+            }
             let h = self.wire_handle(cx, link, handle)?;
-            Ok(Call::Lock { h, kind, wait: false, owner: request.owner })
+            let LockRequest { owner, range, .. } = request;
+            Ok(Call::Lock { h, kind, wait: false, owner, range })
         };
-        self.run(cx, Op::Lock, make, |_, _| Ok(()))
+        self.run(cx, Op::Lock, make, |_, _| Ok(()))?;
+        self.note_lock(handle, &request);
+        Ok(())
+    }
+
+    fn test_lock(
+        &self,
+        cx: &Cx,
+        handle: Handle,
+        request: LockRequest,
+    ) -> Result<Option<LockRequest>> {
+        let kind = wire::lock_to(request.kind);
+        let make = |link: &Link| {
+            is_new(link, Op::Getlk)?;
+            let h = self.wire_handle(cx, link, handle)?;
+            Ok(Call::Getlk { h, kind, owner: request.owner, range: request.range })
+        };
+        self.run(cx, Op::Getlk, make, |_, reply| match reply {
+            Reply::Held(held) => Ok(held.map(|(kind, range)| LockRequest {
+                kind: wire::lock_from(kind),
+                owner: 0,
+                range: Some(range),
+            })),
+            _ => Err(unexpected(Op::Getlk)),
+        })
+    }
+
+    fn allocate(
+        &self,
+        cx: &Cx,
+        handle: Handle,
+        offset: u64,
+        len: u64,
+        how: Allocate,
+    ) -> Result<()> {
+        let make = |link: &Link| {
+            is_new(link, Op::Allocate)?;
+            Ok(Call::Allocate { h: self.wire_handle(cx, link, handle)?, off: offset, len, how })
+        };
+        let node = self.handles.get(handle)?.0;
+        self.run(cx, Op::Allocate, make, |link, _| {
+            self.changed(link, &[Event::All { node, generation: None }]);
+            Ok(())
+        })
+    }
+
+    fn seek(&self, cx: &Cx, handle: Handle, offset: u64, to: SeekTo) -> Result<u64> {
+        let make = |link: &Link| {
+            is_new(link, Op::Seek)?;
+            Ok(Call::Seek { h: self.wire_handle(cx, link, handle)?, off: offset, to })
+        };
+        self.run(cx, Op::Seek, make, |_, reply| match reply {
+            Reply::Sought(offset) => Ok(offset),
+            _ => Err(unexpected(Op::Seek)),
+        })
+    }
+
+    fn copy_range(
+        &self,
+        cx: &Cx,
+        from: (Handle, u64),
+        to: (Handle, u64),
+        len: u64,
+    ) -> Result<Written> {
+        let make = |link: &Link| {
+            is_new(link, Op::Copy)?;
+            let h = self.wire_handle(cx, link, to.0)?;
+            let (from, from_off) = (self.wire_handle(cx, link, from.0)?, from.1);
+            Ok(Call::Copy { from, from_off, h, off: to.1, len })
+        };
+        let node = self.handles.get(to.0)?.0;
+        self.run(cx, Op::Copy, make, |link, reply| {
+            let written = Remote::written(node, reply, Op::Copy)?;
+            let generation = written.attr.as_ref().map(|a| a.generation);
+            self.changed(link, &[Event::Data { node, generation }]);
+            Ok(written)
+        })
     }
 
     fn statfs(&self, cx: &Cx, node: NodeId) -> Result<StatFs> {
@@ -508,6 +392,10 @@ impl Tree for Remote {
 
     fn forget(&self, node: NodeId) {
         self.ids.forget(node);
+    }
+
+    fn is_live(&self) -> bool {
+        self.is_told_of_all()
     }
 
     fn watch(&self, sink: EventSink) -> Result<Watch> {

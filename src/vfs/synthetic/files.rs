@@ -282,13 +282,13 @@ impl OpenFile for OpenMessage {
         self.collected.extend_from_slice(data);
         self.written_to = offset.saturating_add(data.len() as u64);
         let extra = if (self.complete)(&self.collected) { self.deliver(cx)? } else { None };
-        Ok(Written { n: data.len() as u64, extra })
+        Ok(Written { n: data.len() as u64, attr: None, extra })
     }
 
     fn flush(&mut self, cx: &Cx) -> Result<Written> {
         if self.collected.is_empty() {
             return Ok(Written::default());
         }
-        Ok(Written { n: 0, extra: self.deliver(cx)? })
+        Ok(Written { n: 0, attr: None, extra: self.deliver(cx)? })
     }
 }

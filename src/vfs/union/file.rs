@@ -41,6 +41,13 @@ impl OpenFile {
         *self.at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The handle at the member, if the other file is open at the same one.
+    pub fn beside(&self, other: &OpenFile) -> Option<Handle> {
+        let (at, there) = (self.place(), other.place());
+        let same = self.group.serial == other.group.serial && at.member == there.member;
+        same.then_some(at.handle)
+    }
+
     /// Calls `f` with the member's tree, node and handle.
     pub fn on<T>(&self, f: impl FnOnce(&dyn Tree, NodeId, Handle) -> Result<T>) -> Result<T> {
         let at = self.place();

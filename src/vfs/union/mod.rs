@@ -120,6 +120,11 @@ impl Union {
         all
     }
 
+    /// Files that are open now.
+    pub fn open_files(&self) -> usize {
+        self.0.handles.len()
+    }
+
     /// Passes the events of a group's members on, in ids of the union. Members that tell no events
     /// are listened to in vain.
     fn listen(&self, group: &Group) -> Vec<super::Watch> {
@@ -154,6 +159,7 @@ impl Shared {
             }
             Event::All { node, generation } => id(node).map(|node| Event::All { node, generation }),
             Event::Dir(node) => id(node).map(Event::Dir),
+            Event::Entry { dir, name } => id(dir).map(|dir| Event::Entry { dir, name }),
             Event::Resync => (member == group.active()).then_some(Event::Resync),
         };
         if let Some(event) = event {

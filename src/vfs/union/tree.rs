@@ -6,8 +6,9 @@ use super::resolve::{At, Call};
 use super::{Event, Shared, Union};
 use crate::base::{Error, NAME_MAX, Name, Result, TreePath};
 use crate::vfs::{
-    Attr, Caps, Cx, DirEntry, DirPage, EventSink, Handle, LockRequest, NodeId, OpenFlags, Opened,
-    PageLimit, Read, ReadDir, RenameFlags, SetAttr, StatFs, Tree, Watch, Written, XattrFlags,
+    Allocate, Attr, Caps, Cx, DirEntry, DirPage, EventSink, Handle, LockRequest, NodeId, OpenFlags,
+    Opened, PageLimit, Read, ReadDir, RenameFlags, SeekTo, SetAttr, StatFs, Tree, Watch, Written,
+    XattrFlags,
 };
 use bytes::Bytes;
 use std::collections::BTreeSet;
@@ -159,6 +160,11 @@ impl Shared {
     }
 }
 
+/// What a member says of its file, under the union's id.
+fn own(node: NodeId, written: Written) -> Written {
+    Written { attr: written.attr.map(|attr| Attr { id: node, ..attr }), ..written }
+}
+
 impl Tree for Union {
     fn caps(&self) -> Caps {
         let layout = self.0.layout();
@@ -249,7 +255,9 @@ impl Tree for Union {
     }
 
     fn write(&self, cx: &Cx, handle: Handle, offset: u64, data: Bytes) -> Result<Written> {
-        self.0.handles.get(handle)?.1.on(|tree, _, h| tree.write(cx, h, offset, data))
+        let (node, file) = self.0.handles.get(handle)?;
+        let written = file.on(|tree, _, h| tree.write(cx, h, offset, data))?;
+        Ok(own(node, written))
     }
 
     fn flush(&self, cx: &Cx, handle: Handle) -> Result<Written> {
@@ -344,6 +352,52 @@ impl Tree for Union {
 
     fn lock(&self, cx: &Cx, handle: Handle, request: LockRequest) -> Result<()> {
         self.0.handles.get(handle)?.1.on(|tree, _, h| tree.lock(cx, h, request))
+    }
+
+    fn test_lock(
+        &self,
+        cx: &Cx,
+        handle: Handle,
+        request: LockRequest,
+    ) -> Result<Option<LockRequest>> {
+        self.0.handles.get(handle)?.1.on(|tree, _, h| tree.test_lock(cx, h, request))
+    }
+
+    fn allocate(
+        &self,
+        cx: &Cx,
+        handle: Handle,
+        offset: u64,
+        len: u64,
+        how: Allocate,
+    ) -> Result<()> {
+        let (_, file) = self.0.handles.get(handle)?;
+        file.on(|tree, _, h| tree.allocate(cx, h, offset, len, how))
+    }
+
+    fn seek(&self, cx: &Cx, handle: Handle, offset: u64, to: SeekTo) -> Result<u64> {
+        self.0.handles.get(handle)?.1.on(|tree, _, h| tree.seek(cx, h, offset, to))
+    }
+
+    fn copy_range(
+        &self,
+        cx: &Cx,
+        from: (Handle, u64),
+        to: (Handle, u64),
+        len: u64,
+    ) -> Result<Written> {
+        let (source, (node, target)) = (self.0.handles.get(from.0)?.1, self.0.handles.get(to.0)?);
+        let Some(inner) = source.beside(&target) else {
+            return Err(Error::from_errno(libc::EXDEV, "the files are under different mounts"));
+        };
+        let written =
+            target.on(|tree, _, h| tree.copy_range(cx, (inner, from.1), (h, to.1), len))?;
+        Ok(own(node, written))
+    }
+
+    fn is_live(&self) -> bool {
+        let layout = self.0.layout();
+        layout.groups().all(|group| group.members[group.active()].tree.is_live())
     }
 
     fn statfs(&self, cx: &Cx, node: NodeId) -> Result<StatFs> {

@@ -1,6 +1,6 @@
 //! What a call is about, and its arguments as they are written.
 
-use super::{Call, Lock, Op, put_name};
+use super::{Allocate, Call, Lock, Op, Range, SeekTo, put_name};
 use crate::wire::Object;
 
 impl Call {
@@ -34,6 +34,10 @@ impl Call {
             Call::Readlink { .. } => Op::Readlink,
             Call::Link { .. } => Op::Link,
             Call::Walk { .. } => Op::Walk,
+            Call::Getlk { .. } => Op::Getlk,
+            Call::Allocate { .. } => Op::Allocate,
+            Call::Seek { .. } => Op::Seek,
+            Call::Copy { .. } => Op::Copy,
         }
     }
 
@@ -71,7 +75,11 @@ impl Call {
             | Call::Close { h }
             | Call::Lock { h, .. }
             | Call::Flush { h }
-            | Call::Fsync { h, .. } => Some(h),
+            | Call::Fsync { h, .. }
+            | Call::Getlk { h, .. }
+            | Call::Allocate { h, .. }
+            | Call::Seek { h, .. }
+            | Call::Copy { h, .. } => Some(h),
             Call::Setattr { h, .. } => h,
             _ => None,
         }
@@ -111,13 +119,30 @@ impl Call {
             Call::Setxattr { name, value, flags, .. } => {
                 put_name(o, "name", name).base64("value_b64", value).put("flags", flags)
             }
-            Call::Lock { kind, wait, owner, .. } => {
-                let kind = match kind {
-                    Lock::Shared => "shared",
-                    Lock::Exclusive => "exclusive",
-                    Lock::Unlock => "unlock",
+            Call::Lock { kind, wait, owner, range, .. } => {
+                let o = o.put("kind", kind.wire()).put("wait", wait).put("owner", owner);
+                Range::put(*range, o)
+            }
+            Call::Getlk { kind, owner, range, .. } => {
+                Range::put(*range, o.put("kind", kind.wire()).put("owner", owner))
+            }
+            Call::Allocate { off, len, how, .. } => {
+                let (how, keep_size) = match how {
+                    Allocate::Reserve { keep_size } => ("reserve", *keep_size),
+                    Allocate::PunchHole => ("punch", true),
+                    Allocate::Zero { keep_size } => ("zero", *keep_size),
                 };
-                o.put("kind", kind).put("wait", wait).put("owner", owner)
+                o.put("off", off).put("len", len).put("how", how).put("keep_size", keep_size)
+            }
+            Call::Seek { off, to, .. } => {
+                let to = match to {
+                    SeekTo::Data => "data",
+                    SeekTo::Hole => "hole",
+                };
+                o.put("off", off).put("to", to)
+            }
+            Call::Copy { from, from_off, off, len, .. } => {
+                o.put("from", from).put("from_off", from_off).put("off", off).put("len", len)
             }
             Call::Fsync { data_only, .. } => o.put("datasync", data_only),
             Call::Setattr { set, .. } => o
@@ -132,6 +157,25 @@ impl Call {
             Call::Link { dir, name, .. } => put_name(o.put("dir", dir), "name", name),
             Call::Walk { names, .. } => o.put("names", names),
             _ => o,
+        }
+    }
+}
+
+impl Lock {
+    pub(super) fn wire(self) -> &'static str {
+        match self {
+            Lock::Shared => "shared",
+            Lock::Exclusive => "exclusive",
+            Lock::Unlock => "unlock",
+        }
+    }
+}
+
+impl Range {
+    pub(super) fn put(range: Option<Range>, o: Object) -> Object {
+        match range {
+            Some(Range { start, end }) => o.put("start", start).put("end", end),
+            None => o,
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Invalidation events (spec: fs 6), and our `resync` (by negotiation: `ext` in the hello).
 
+use super::{get_name, put_name};
 use crate::wire::{Envelope, Fields, Object};
+use std::ffi::OsString;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     Attr {
         node: u64,
@@ -17,14 +19,17 @@ pub enum Event {
     },
     Dir {
         dir: u64,
+        /// Ours: the one entry that came, went or changed; absent, any may have.
+        name: Option<OsString>,
     },
     /// Events were lost: forget everything.
     Resync,
 }
 
 impl Event {
-    pub fn encode(&self) -> String {
-        let (name, payload) = match *self {
+    /// `seq` (ours, by negotiation) counts the events of a connection from 1: one that is missing shows.
+    pub fn encode(&self, seq: Option<u64>) -> String {
+        let (kind, payload) = match *self {
             Event::Attr { node } => ("inval", Object::new().put("node", node).put("what", "attr")),
             Event::Data { node, generation } => {
                 let o = Object::new().put("node", node).put("what", "data");
@@ -34,12 +39,20 @@ impl Event {
                 let o = Object::new().put("node", node).put("what", "all");
                 ("inval", o.put_some("gen", generation))
             }
-            Event::Dir { dir } => ("inval_dir", Object::new().put("dir", dir)),
+            Event::Dir { dir, ref name } => {
+                let o = Object::new().put("dir", dir);
+                let o = match name {
+                    Some(name) => put_name(o, "name", name),
+                    None => o,
+                };
+                ("inval_dir", o)
+            }
             Event::Resync => ("resync", Object::new()),
         };
         Object::new()
             .put("channel", "acheron")
-            .put("type", format_args!("acheron.e_fs_{name}"))
+            .put("type", format_args!("acheron.e_fs_{kind}"))
+            .put_some("seq", seq)
             .object("payload", payload)
             .finish()
     }
@@ -54,7 +67,7 @@ impl Event {
 
     fn read(name: &str, f: &Fields<'_>) -> Option<Event> {
         if name == "inval_dir" {
-            return Some(Event::Dir { dir: f.u64("dir").ok()?? });
+            return Some(Event::Dir { dir: f.u64("dir").ok()??, name: get_name(f, "name").ok()? });
         }
         if name != "inval" {
             return None;

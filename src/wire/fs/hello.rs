@@ -39,6 +39,8 @@ pub struct Ext {
     pub ops: Vec<Op>,
     /// Names a session that outlives its connection.
     pub session: Option<String>,
+    /// In the reply: the session was known, with its open files.
+    pub resumed: bool,
 }
 
 /// What a node can do; the logical AND over its exports.
@@ -119,7 +121,8 @@ impl Object {
             .put("bin", u8::from(ext.bin))
             .put("max_inflight", ext.max_inflight)
             .put("ops", names)
-            .put_some("session", ext.session.as_ref());
+            .put_some("session", ext.session.as_ref())
+            .put_some("resumed", ext.resumed.then_some(true));
         self.object("ext", o)
     }
 }
@@ -128,7 +131,7 @@ impl Ext {
     /// Everything this implementation knows.
     pub fn all() -> Ext {
         let ops = Op::ALL.iter().copied().filter(|op| op.is_extension()).collect();
-        Ext { bin: true, max_inflight: 64, ops, session: None }
+        Ext { bin: true, max_inflight: 64, ops, session: None, resumed: false }
     }
 
     /// What both sides know.
@@ -142,6 +145,7 @@ impl Ext {
             },
             ops: self.ops.iter().copied().filter(|op| ours.ops.contains(op)).collect(),
             session: self.session.clone(),
+            resumed: false,
         }
     }
 
@@ -166,6 +170,7 @@ impl Ext {
                 .filter(|op| op.is_extension())
                 .collect(),
             session: ext.string("session").ok()?.filter(|s| !s.is_empty() && s.len() <= 64),
+            resumed: ext.bool("resumed").ok()?.unwrap_or(false),
         })
     }
 }

@@ -16,7 +16,7 @@ pub use reply::{
     Attr, DirEntry, Export, ExportCaps, Failure, OpenReply, Reply, StatFs, decode_bin_reply,
     decode_reply,
 };
-pub use request::{Call, Fault, Lock, Request, SetAttr};
+pub use request::{Allocate, Call, Fault, Lock, Range, Request, SeekTo, SetAttr, Slot};
 
 use super::{Fields, Object, base64_decode};
 use crate::base::Result;
@@ -70,6 +70,10 @@ ops! {
     Readlink    "readlink"    26 true
     Link        "link"        27 true
     Walk        "walk"        28 true
+    Getlk       "getlk"       29 true
+    Allocate    "allocate"    30 true
+    Seek        "seek"        31 true
+    Copy        "copy"        32 true
 }
 
 impl Op {

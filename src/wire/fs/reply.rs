@@ -2,7 +2,7 @@
 //! (`node`, `handle`) are sent beside the real ones (design: field spellings).
 
 use super::bin::{BinKind, Head, decode_bin, encode_bin};
-use super::{HelloReply, Op, get_name, put_name};
+use super::{HelloReply, Lock, Op, Range, get_name, put_name};
 use crate::base::{Code, Error, Result};
 use crate::wire::{Channel, Envelope, Fields, Frame, Object};
 use bytes::Bytes;
@@ -119,9 +119,10 @@ pub enum Reply {
         bytes: Bytes,
         eof: bool,
     },
-    /// `extra`: what a message file answered.
+    /// `attr` (ours): what the file is like now. `extra`: what a message file answered.
     Written {
         n: u64,
+        attr: Option<Attr>,
         extra: Option<serde_json::Map<String, serde_json::Value>>,
     },
     StatFs(StatFs),
@@ -129,6 +130,9 @@ pub enum Reply {
     Names(Vec<OsString>),
     Target(OsString),
     Walked(Vec<Attr>),
+    /// The lock in the way, if there is one.
+    Held(Option<(Lock, Range)>),
+    Sought(u64),
     Done,
 }
 
@@ -196,9 +200,10 @@ impl Reply {
             Reply::Data { bytes, eof } => Object::with_capacity(bytes.len() / 3 * 4 + 64)
                 .base64("data_b64", bytes)
                 .put("eof", eof),
-            Reply::Written { n, extra } => {
-                let extra = extra.iter().flatten().filter(|(k, _)| *k != "n");
-                extra.fold(o.put("n", n), |o, (k, v)| o.put(k, v))
+            Reply::Written { n, attr, extra } => {
+                let extra = extra.iter().flatten().filter(|(k, _)| *k != "n" && *k != "attr");
+                let o = o.put("n", n).put_some("attr", attr.as_ref());
+                extra.fold(o, |o, (k, v)| o.put(k, v))
             }
             Reply::StatFs(st) => o
                 .put("bsize", st.bsize)
@@ -217,6 +222,11 @@ impl Reply {
             }
             Reply::Target(target) => put_name(o, "target", target),
             Reply::Walked(attrs) => o.put("attrs", attrs),
+            Reply::Held(None) => o.put("held", false),
+            Reply::Held(Some((kind, range))) => {
+                Range::put(Some(*range), o.put("held", true).put("kind", kind.wire()))
+            }
+            Reply::Sought(off) => o.put("off", off),
             Reply::Done => o,
         }
     }
@@ -239,14 +249,26 @@ impl Reply {
                 let data = need(f.base64("data_b64")?, "data_b64")?;
                 Reply::Data { bytes: data.into(), eof: f.bool("eof")?.unwrap_or(false) }
             }
-            Op::Write | Op::Flush => {
+            Op::Write | Op::Flush | Op::Copy => {
                 let mut extra = serde_json::Map::new();
-                for (k, v) in f.iter().filter(|(k, _)| *k != "n") {
+                for (k, v) in f.iter().filter(|(k, _)| *k != "n" && *k != "attr") {
                     extra.insert(k.to_owned(), serde_json::from_str(v.get()).unwrap_or_default());
                 }
                 let n = f.u64("n")?.unwrap_or(0);
-                Reply::Written { n, extra: (!extra.is_empty()).then_some(extra) }
+                let attr = if f.has("attr") { Some(typed(f, "attr")?) } else { None };
+                Reply::Written { n, attr, extra: (!extra.is_empty()).then_some(extra) }
             }
+            Op::Getlk if !need(f.bool("held")?, "held")? => Reply::Held(None),
+            Op::Getlk => {
+                let kind = match f.str("kind")?.as_deref() {
+                    Some("exclusive") => Lock::Exclusive,
+                    _ => Lock::Shared,
+                };
+                let (start, end) = (f.u64("start")?, f.u64("end")?);
+                let range = Range { start: start.unwrap_or(0), end: end.unwrap_or(u64::MAX) };
+                Reply::Held(Some((kind, range)))
+            }
+            Op::Seek => Reply::Sought(need(f.u64("off")?, "off")?),
             Op::Statfs => Reply::StatFs(StatFs {
                 bsize: f.u32("bsize")?.unwrap_or(4096),
                 frsize: f.u32("frsize")?.unwrap_or(4096),

@@ -12,6 +12,16 @@ use std::ffi::OsString;
 pub struct Request {
     pub tag: Option<u32>,
     pub call: Call,
+    /// Ours, in a session: the request may come twice and must take effect once.
+    pub slot: Option<Slot>,
+}
+
+/// The number of a request within its session, the same when it is sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    pub rid: u64,
+    /// Every request below this number has been answered: nobody asks for those replies again.
+    pub ack: u64,
 }
 
 /// An operation with its arguments. `node` and `dir` are node ids, `h` an open file's handle.
@@ -111,6 +121,34 @@ pub enum Call {
         kind: Lock,
         wait: bool,
         owner: u64,
+        /// `None`: the whole file, as flock(2) does; `Some` (ours) bytes, as fcntl(2) does.
+        range: Option<Range>,
+    },
+    /// The lock that stands in the way of such a one.
+    Getlk {
+        h: u64,
+        kind: Lock,
+        owner: u64,
+        range: Option<Range>,
+    },
+    Allocate {
+        h: u64,
+        off: u64,
+        len: u64,
+        how: Allocate,
+    },
+    Seek {
+        h: u64,
+        off: u64,
+        to: SeekTo,
+    },
+    /// Copies within one export; `h` is written to.
+    Copy {
+        from: u64,
+        from_off: u64,
+        h: u64,
+        off: u64,
+        len: u64,
     },
     Flush {
         h: u64,
@@ -144,6 +182,33 @@ pub enum Lock {
     Shared,
     Exclusive,
     Unlock,
+}
+
+/// Bytes of a file; `end` is the last one, and counts to the end of every file at `u64::MAX`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Range {
+    pub start: u64,
+    pub end: u64,
+}
+
+/// What becomes of a range of a file (fallocate(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocate {
+    /// Space is reserved; without `keep_size` the file grows to hold it.
+    Reserve {
+        keep_size: bool,
+    },
+    PunchHole,
+    Zero {
+        keep_size: bool,
+    },
+}
+
+/// What to look for in a file (lseek(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeekTo {
+    Data,
+    Hole,
 }
 
 /// What `setattr` changes. Times are nanoseconds since the epoch; `now` takes the node's clock.
@@ -192,7 +257,8 @@ impl Request {
         let payload = Fields::parse(envelope.payload())
             .map_err(|_| bad(Error::invalid("InvalidPayload: payload must be an object")))?;
         let args = Args { op, top: &envelope.fields, payload };
-        Ok(Request { tag, call: args.call(None).map_err(bad)? })
+        let slot = Slot::read(&envelope.fields);
+        Ok(Request { tag, call: args.call(None).map_err(bad)?, slot })
     }
 
     /// Decodes a binary request; only WRITE travels so.
@@ -206,15 +272,20 @@ impl Request {
         let payload = top.object("payload").ok().flatten().unwrap_or_default();
         let args = Args { op: head.op, top: &top, payload };
         let call = args.call(Some(data)).map_err(|e| fault(&e.message))?;
-        Ok(Request { tag, call })
+        Ok(Request { tag, call, slot: Slot::read(&top) })
+    }
+
+    /// A request that is sent once.
+    pub fn new(tag: u32, call: Call) -> Request {
+        Request { tag: Some(tag), call, slot: None }
     }
 
     /// The frame to send; WRITE as a binary one where `bin` was negotiated.
     pub fn encode(&self, bin: bool) -> Frame {
         let op = self.call.op();
         if let (Call::Write { h, off, data }, true) = (&self.call, bin) {
-            let meta =
-                Object::new().put("h", h).object("payload", Object::new().put("off", off)).finish();
+            let meta = Slot::put(self.slot, Object::new().put("h", h));
+            let meta = meta.object("payload", Object::new().put("off", off)).finish();
             let head = Head { kind: BinKind::Request, op, tag: self.tag.unwrap_or(0) };
             return Frame::Binary(encode_bin(head, &meta, data));
         }
@@ -225,7 +296,22 @@ impl Request {
             .put_some("tag", self.tag)
             .put_some("node", self.call.node())
             .put_some("h", self.call.handle());
+        let o = Slot::put(self.slot, o);
         Frame::Text(o.object("payload", payload).finish())
+    }
+}
+
+impl Slot {
+    fn put(slot: Option<Slot>, o: Object) -> Object {
+        match slot {
+            Some(Slot { rid, ack }) => o.put("rid", rid).put("ack", ack),
+            None => o,
+        }
+    }
+
+    fn read(f: &Fields<'_>) -> Option<Slot> {
+        let rid = f.u64("rid").ok()??;
+        Some(Slot { rid, ack: f.u64("ack").ok()?.unwrap_or(0) })
     }
 }
 
@@ -283,6 +369,26 @@ impl Args<'_> {
 
     fn data(&self, key: &str) -> Result<Vec<u8>> {
         self.payload.base64(key)?.ok_or_else(|| self.requires(key))
+    }
+
+    fn lock(&self) -> Result<Lock> {
+        match self.payload.str("kind")?.as_deref() {
+            Some("shared") => Ok(Lock::Shared),
+            Some("exclusive") => Ok(Lock::Exclusive),
+            Some("unlock") => Ok(Lock::Unlock),
+            Some(_) => Err(Error::invalid("invalid lock kind")),
+            None => Err(self.requires("kind")),
+        }
+    }
+
+    /// The range of a lock, where it has one.
+    fn range(&self) -> Result<Option<Range>> {
+        let Some(start) = self.u64(&["start"])? else { return Ok(None) };
+        let end = self.u64(&["end"])?.unwrap_or(u64::MAX);
+        if end < start {
+            return Err(Error::invalid("end must not be before start"));
+        }
+        Ok(Some(Range { start, end }))
     }
 
     fn call(&self, binary: Option<Bytes>) -> Result<Call> {
@@ -357,15 +463,48 @@ impl Args<'_> {
             Op::Removexattr => Call::Removexattr { node: self.node()?, name: self.name("name")? },
             Op::Lock => Call::Lock {
                 h: self.h()?,
-                kind: match p.str("kind")?.as_deref() {
-                    Some("shared") => Lock::Shared,
-                    Some("exclusive") => Lock::Exclusive,
-                    Some("unlock") => Lock::Unlock,
-                    Some(_) => return Err(Error::invalid("invalid lock kind")),
-                    None => return Err(self.requires("kind")),
-                },
+                kind: self.lock()?,
                 wait: p.bool("wait")?.unwrap_or(true),
                 owner: self.u64(&["owner"])?.unwrap_or(0),
+                range: self.range()?,
+            },
+            Op::Getlk => Call::Getlk {
+                h: self.h()?,
+                kind: self.lock()?,
+                owner: self.u64(&["owner"])?.unwrap_or(0),
+                range: self.range()?,
+            },
+            Op::Allocate => {
+                let keep_size = p.bool("keep_size")?.unwrap_or(false);
+                Call::Allocate {
+                    h: self.h()?,
+                    off: self.u64(&["off"])?.unwrap_or(0),
+                    len: self.u64(&["len"])?.ok_or_else(|| self.requires("len"))?,
+                    how: match p.str("how")?.as_deref() {
+                        Some("reserve") => Allocate::Reserve { keep_size },
+                        Some("punch") => Allocate::PunchHole,
+                        Some("zero") => Allocate::Zero { keep_size },
+                        Some(_) => return Err(Error::invalid("how: reserve, punch or zero")),
+                        None => return Err(self.requires("how")),
+                    },
+                }
+            }
+            Op::Seek => Call::Seek {
+                h: self.h()?,
+                off: self.u64(&["off"])?.unwrap_or(0),
+                to: match p.str("to")?.as_deref() {
+                    Some("data") => SeekTo::Data,
+                    Some("hole") => SeekTo::Hole,
+                    Some(_) => return Err(Error::invalid("to: data or hole")),
+                    None => return Err(self.requires("to")),
+                },
+            },
+            Op::Copy => Call::Copy {
+                from: self.u64(&["from"])?.ok_or_else(|| self.requires("from"))?,
+                from_off: self.u64(&["from_off"])?.unwrap_or(0),
+                h: self.h()?,
+                off: self.u64(&["off"])?.unwrap_or(0),
+                len: self.u64(&["len"])?.ok_or_else(|| self.requires("len"))?,
             },
             Op::Flush => Call::Flush { h: self.h()? },
             Op::Fsync => {

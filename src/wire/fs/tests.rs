@@ -90,9 +90,10 @@ fn hello_offers_and_accepts() {
         ext: Some(Ext::all()),
         ..Hello::default()
     };
-    let request = Request { tag: Some(1), call: Call::Hello(hello.clone()) };
+    let request = Request::new(1, Call::Hello(hello.clone()));
     assert_eq!(decode(&request.encode(false)), request);
-    let ours = Ext { bin: false, max_inflight: 8, ops: vec![Op::Fsync], session: None };
+    let ours =
+        Ext { bin: false, max_inflight: 8, ops: vec![Op::Fsync], session: None, resumed: false };
     let accepted = hello.ext.unwrap().accept(&ours);
     assert_eq!((accepted.bin, accepted.max_inflight, accepted.ops), (false, 8, vec![Op::Fsync]));
     let other = r#"{"protocol":"unified-v2-fs","proto":2,"ext":{"v":9}}"#;
@@ -112,10 +113,11 @@ fn events_survive_the_wire() {
         Event::Attr { node: 5 },
         Event::Data { node: 5, generation: Some(9) },
         Event::All { node: 5, generation: None },
-        Event::Dir { dir: 7 },
+        Event::Dir { dir: 7, name: None },
+        Event::Dir { dir: 7, name: Some(OsString::from_vec(b"n\xff".to_vec())) },
         Event::Resync,
     ] {
-        let text = event.encode();
+        let text = event.encode(Some(3));
         assert_eq!(Event::decode(&Envelope::parse(&text).unwrap()), Some(event));
     }
 }
@@ -123,7 +125,7 @@ fn events_survive_the_wire() {
 #[test]
 fn binary_frames_that_lie_about_their_lengths_are_refused() {
     let call = Call::Write { h: 1, off: 2, data: Bytes::from_static(b"abc") };
-    let Frame::Binary(good) = (Request { tag: Some(9), call }).encode(true) else { panic!() };
+    let Frame::Binary(good) = Request::new(9, call).encode(true) else { panic!() };
     assert_eq!(frame_tag(&good), Some(9));
     let Frame::Binary(again) = retag(&good, 77) else { panic!() };
     assert_eq!(decode_bin(&again).unwrap().0.tag, 77);
@@ -145,7 +147,7 @@ fn tags_are_found_without_parsing_everything() {
         text_tag(r#"{"payload":{"tag":1},"tag":2,"channel":"acheron","type":"acheron.x"}"#),
         Some(2)
     );
-    assert_eq!(text_tag(&Event::Resync.encode()), None);
+    assert_eq!(text_tag(&Event::Resync.encode(None)), None);
     assert_eq!(text_tag("garbage"), None);
 }
 
@@ -169,7 +171,20 @@ fn call() -> impl Strategy<Value = Call> {
             h,
             kind: Lock::Shared,
             wait,
-            owner
+            owner,
+            range: wait.then_some(Range { start: owner / 2, end: owner }),
+        }),
+        (id.clone(), any::<u64>(), any::<u64>(), any::<bool>()).prop_map(
+            |(h, off, len, keep_size)| Call::Allocate {
+                h,
+                off,
+                len,
+                how: Allocate::Zero { keep_size }
+            }
+        ),
+        (id.clone(), any::<u64>()).prop_map(|(h, off)| Call::Seek { h, off, to: SeekTo::Hole }),
+        (id.clone(), id.clone(), any::<u64>(), any::<u64>()).prop_map(|(from, h, off, len)| {
+            Call::Copy { from, from_off: len / 3, h, off, len }
         }),
         (id.clone(), any::<Option<u32>>(), any::<Option<i64>>(), any::<bool>()).prop_map(
             |(node, mode, mtime_ns, atime_now)| Call::Setattr {
@@ -185,7 +200,8 @@ fn call() -> impl Strategy<Value = Call> {
 proptest! {
     #[test]
     fn requests_survive_the_wire(tag in any::<u32>(), call in call(), bin in any::<bool>()) {
-        let request = Request { tag: Some(tag), call };
+        let slot = bin.then_some(Slot { rid: 7, ack: 3 });
+        let request = Request { tag: Some(tag), call, slot };
         prop_assert_eq!(decode(&request.encode(bin)), request);
     }
 

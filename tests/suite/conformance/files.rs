@@ -184,7 +184,7 @@ fn set_mode(w: &World<'_>) {
 fn locks(w: &World<'_>) {
     let id = w.put(ROOT, "f", b"");
     let (a, b) = (w.open(id, OpenFlags::READ_WRITE), w.open(id, OpenFlags::READ_WRITE));
-    let lock = |h, kind, owner| w.tree.lock(&w.cx, h, LockRequest { kind, owner });
+    let lock = |h, kind, owner| w.tree.lock(&w.cx, h, LockRequest { kind, owner, range: None });
     if !w.tree.caps().locks {
         return assert!(unsupported(&lock(a, LockKind::Shared, 1).unwrap_err()));
     }

@@ -87,8 +87,8 @@ impl Inbound for Frames {
         }
     }
 
-    fn lost(&mut self, _: &Closed) {
-        (self.0.lost)();
+    fn lost(&mut self, why: &Closed) {
+        (self.0.lost)(&why.error());
     }
 }
 
@@ -141,8 +141,7 @@ fn serve(tree: Arc<dyn Tree>, token: &str) -> Node {
     };
     let exports = Arc::new(Exports::new(vec![export]).unwrap());
     let door = Arc::new(TokenDoor { name: "node".into(), exports, token: Some(token.into()) });
-    let server =
-        Arc::new(Server { pool: Pool::start("files", 4, 256).unwrap(), timer: timer.clone() });
+    let server = Arc::new(Server::new(Pool::start("files", 4, 256).unwrap(), timer.clone()));
     let service = Arc::new(FsService { server, door });
     let listener = net.listen("127.0.0.1:0".parse().unwrap(), service).unwrap();
     Node { listener, net, timer }

@@ -4,6 +4,7 @@ use super::{Mount, Node, failed, ok, run, until};
 use crate::conformance::Scratch;
 use nix::sys::signal::Signal;
 use spiderweb::base::{Cancel, Deadline, Notify};
+use spiderweb::mount::options::{Options, View};
 use spiderweb::mount::{fuse, point};
 use spiderweb::vfs::synthetic::{Reply, dir, message, stream, text};
 use spiderweb::vfs::{Read, Synthetic, Tree};
@@ -160,9 +161,9 @@ fn a_mount_point_that_will_not_do_is_explained() {
         println!("skipped: this host has no /dev/fuse");
         return;
     }
-    let missing = scratch.path().join("missing");
+    let missing = scratch.path().join("missing/deep");
     let (code, errors) = mount(&missing);
-    assert!(code == 64 && errors.contains(&format!("mkdir {}", missing.display())), "{errors}");
+    assert!(code == 64 && errors.contains(&format!("mkdir -p {}", missing.display())), "{errors}");
     std::fs::write(scratch.path().join("f"), "").unwrap();
     assert!(mount(&scratch.path().join("f")).1.contains("is not a directory"));
     assert!(mount(scratch.path()).1.contains("is not empty"));
@@ -340,16 +341,21 @@ fn a_panic_in_a_tree_is_an_error_of_that_call() {
     let boom = text::<&str>(|_| panic!("a fault in a tree"));
     let fine = text(|_| Ok("fine"));
     let tree = Arc::new(Synthetic::new(dir([("boom", boom), ("fine", fine)])).unwrap());
-    let options = fuse::Options {
+    let options = Options {
         source: "test".into(),
         allow_other: false,
+        default_permissions: false,
         read_only: false,
+        no_exec: false,
         timeout_ms: 15_000,
+        view: View::default(),
+        cache_bytes: None,
     };
     let ended = Notify::default();
     let (seen, tell) = (ended.seen(), ended.clone());
-    let at = point::prepare(scratch.path()).unwrap();
-    let mounted = fuse::mount(tree, &at, &options, move || tell.notify()).unwrap();
+    let point = point::prepare(scratch.path()).unwrap();
+    let at = &point.path;
+    let mounted = fuse::mount(tree, at, &options, move || tell.notify()).unwrap();
     mounted.check().unwrap();
     let cat = |name: &str| {
         let mut cat = Command::new("timeout");

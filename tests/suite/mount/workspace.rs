@@ -36,7 +36,7 @@ impl Gateway {
         let timer = Timer::start().unwrap();
         let net = Net::start(1, timer.clone()).unwrap();
         let pool = Pool::start("files", 2, 64).unwrap();
-        let server = Arc::new(Server { pool, timer: timer.clone() });
+        let server = Arc::new(Server::new(pool, timer.clone()));
         let export = || Export {
             name: "namespace".into(),
             tree: Arc::new(

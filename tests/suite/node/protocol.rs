@@ -14,16 +14,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
 /// A node in this process.
-struct Node {
-    listener: Listener,
+pub(super) struct Node {
+    pub listener: Listener,
     net: Arc<Net>,
     timer: Timer,
-    dir: Scratch,
+    pub dir: Scratch,
 }
 
 impl Node {
     /// Exports a directory of its own as `work`, and as `docs` read-only.
-    fn start() -> Node {
+    pub fn start() -> Node {
         Node::with(None, |dir| {
             let open = |read_only| -> Arc<dyn Tree> {
                 let options = LocalOptions { read_only, ..LocalOptions::default() };
@@ -33,7 +33,7 @@ impl Node {
         })
     }
 
-    fn with(token: Option<&str>, exports: impl FnOnce(&Scratch) -> Vec<Export>) -> Node {
+    pub fn with(token: Option<&str>, exports: impl FnOnce(&Scratch) -> Vec<Export>) -> Node {
         let dir = Scratch::new();
         let exports = Arc::new(Exports::new(exports(&dir)).unwrap());
         let token = token.map(str::to_owned);
@@ -43,14 +43,13 @@ impl Node {
     fn behind(dir: Scratch, door: Arc<dyn Door>) -> Node {
         let timer = Timer::start().unwrap();
         let net = Net::start(1, timer.clone()).unwrap();
-        let server =
-            Arc::new(Server { pool: Pool::start("files", 4, 256).unwrap(), timer: timer.clone() });
+        let server = Arc::new(Server::new(Pool::start("files", 4, 256).unwrap(), timer.clone()));
         let service = Arc::new(FsService { server, door });
         let listener = net.listen("127.0.0.1:0".parse().unwrap(), service).unwrap();
         Node { listener, net, timer, dir }
     }
 
-    fn raw(&self) -> Raw {
+    pub fn raw(&self) -> Raw {
         Raw::open(self.listener.addr(), "/v2/fs", None)
     }
 
@@ -74,7 +73,7 @@ impl Drop for Node {
     }
 }
 
-fn export(name: &str, tree: Arc<dyn Tree>, ro: bool) -> Export {
+pub(super) fn export(name: &str, tree: Arc<dyn Tree>, ro: bool) -> Export {
     let (name, source_id) = (name.to_owned(), format!("linux:{name}"));
     Export { name, tree, ro, desc: "/x".into(), source_kind: "linux".into(), source_id }
 }

@@ -174,11 +174,18 @@ fn a_service_has_its_files_and_runs_its_driver() {
     assert_eq!(c.read("result.json"), r#"{"a":"a long one"}"#);
     let told = |e: &Value| e["type"] == "acheron.e_fs_inval" && e["payload"]["node"] == result;
     assert!(c.raw.events.iter().any(told), "{:?}", c.raw.events);
+    // So is a client of this version, though the change came of its own call.
+    let ext = json!({"v": 1, "ops": ["flush"]});
+    let hello = json!({"subscribe_invalidations": true, "ext": ext});
+    let mut ours = Client::open_with(addr, "svc-echo", hello);
+    ours.lookup("result.json");
+    ours.write("control/invoke.json", r#"{"o":1}"#);
+    assert!(ours.raw.events.iter().any(told), "{:?}", ours.raw.events);
     // Nothing of the longer one is left behind a shorter one.
     c.write("control/invoke.json", r#"{"b":1}"#);
     assert_eq!(c.read("result.json"), r#"{"b":1}"#);
     let status = c.json("status.json");
-    assert_eq!((&status["state"], &status["invokes_total"]), (&json!("ok"), &json!(2)));
+    assert_eq!((&status["state"], &status["invokes_total"]), (&json!("ok"), &json!(3)));
     assert_eq!((&status["exit_code"], &status["bytes"]), (&json!(0), &json!(7)));
     assert_eq!(c.json("metrics.json")["failures_total"], 0);
 
@@ -475,10 +482,13 @@ fn a_terminal_has_interactive_sessions() {
     c.write_on(&io, 0, "stty size\n");
     prints(&mut c, &io, &mut seen, "30 100");
     // A program in front takes the keys, and a signal ends it, not the shell.
+    c.write_on(&io, 0, "PS1=prompt'> '\n");
+    prints(&mut c, &io, &mut seen, "prompt> ");
     c.write_on(&io, 0, "cat\n");
     c.write_on(&io, 0, "a line\n");
     prints(&mut c, &io, &mut seen, "a line\r\na line");
     c.write("pty/1/control", r#"{"signal":"INT"}"#);
+    prints(&mut c, &io, &mut seen, "prompt> ");
     c.write_on(&io, 0, "echo alive-$((1+1))\n");
     prints(&mut c, &io, &mut seen, "alive-2");
     for bad in [r#"{"signal":"NONE"}"#, r#"{"resize":{"cols":0}}"#, "{}", "what"] {
@@ -489,7 +499,11 @@ fn a_terminal_has_interactive_sessions() {
     }
 
     // Its end is an end of file; what it left is gone.
-    c.write_on(&io, 0, "(setsid sleep 600 & echo pid=$!=; sleep 601 & echo pid=$!=); exit 3\n");
+    c.write_on(
+        &io,
+        0,
+        "(setsid sleep 600 & echo pid=$!=; sleep 601 & echo pid=$!=); sleep 0; exit 3\n",
+    );
     let mut eof = false;
     while !eof {
         let (text, end) = c.read_on(&io, seen.len());
@@ -500,7 +514,7 @@ fn a_terminal_has_interactive_sessions() {
     assert_eq!((&status["state"], &status["exit_code"]), (&json!("exited"), &json!(3)));
     let pids: Vec<_> =
         seen.split("pid=").filter_map(|p| p.split('=').next()?.parse::<i32>().ok()).collect();
-    end_of(&pids[1..].iter().map(i32::to_string).collect::<Vec<_>>().join(" "));
+    end_of(&pids[pids.len() - 2..].iter().map(i32::to_string).collect::<Vec<_>>().join(" "));
     c.write("pty/1/control", "close");
     let dir_of = c.lookup("pty");
     assert_eq!(c.raw.fails("lookup", dir_of, json!({"name": "1"})).0, libc::ENOENT);

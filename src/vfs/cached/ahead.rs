@@ -1,0 +1,258 @@
+//! Reading ahead: a file that is read from front to back is asked for before its reader gets there, in
+//! large pieces, several at a time. Random reads are left alone. What was read is not kept: that is
+//! the kernel's business.
+
+use super::Workers;
+use super::meta::Edition;
+use crate::base::{Cancel, Deadline, Error, Notify, Result};
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Asked for at a time.
+const PIECE: u32 = 1 << 20;
+/// How far ahead, at first and at most.
+const WINDOW: (u64, u64) = (512 << 10, 8 << 20);
+/// A reader that comes this far from where the last read ended still reads in order: the kernel asks
+/// for several pieces at once, and not always the first one first.
+const SLACK: u64 = 2 << 20;
+
+/// Bytes asked for ahead, over all files.
+pub struct Budget {
+    used: AtomicUsize,
+    max: usize,
+}
+
+impl Budget {
+    pub fn new(max: usize) -> Arc<Budget> {
+        Arc::new(Budget { used: AtomicUsize::new(0), max })
+    }
+
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub fn take(self: &Arc<Budget>, n: usize) -> Option<Share> {
+        let room = |used: usize| (used + n <= self.max).then_some(used + n);
+        self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).ok()?;
+        Some(Share(self.clone(), n))
+    }
+}
+
+/// A part of a budget; dropping it gives it back.
+pub struct Share(Arc<Budget>, usize);
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.0.used.fetch_sub(self.1, Ordering::AcqRel);
+    }
+}
+
+/// Reads `len` bytes at an offset from the tree: fewer at the file's end.
+pub type Fetch = Arc<dyn Fn(u64, u32) -> Result<Bytes> + Send + Sync>;
+
+/// What is read ahead of one open file.
+#[derive(Default)]
+pub struct Ahead {
+    state: Mutex<State>,
+    came: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Where the reader is expected next.
+    next: u64,
+    in_order: u32,
+    window: u64,
+    /// Ascending, without gaps.
+    pieces: VecDeque<Piece>,
+    /// Pieces of an earlier run are not mistaken for those of this one.
+    run: u64,
+    /// Which content the pieces are of.
+    edition: Option<Edition>,
+}
+
+struct Piece {
+    at: u64,
+    len: u64,
+    /// `None` while it is on its way.
+    data: Option<Result<Bytes>>,
+    taken: u64,
+    _share: Share,
+}
+
+impl State {
+    fn restart(&mut self) {
+        self.pieces.clear();
+        self.run += 1;
+        (self.in_order, self.window) = (0, WINDOW.0);
+    }
+
+    fn end(&self) -> Option<u64> {
+        self.pieces.back().map(|p| p.at + p.len)
+    }
+
+    /// True when a piece ended before its length: the file ends there.
+    fn at_end(&self) -> bool {
+        let short = |p: &Piece| matches!(&p.data, Some(Ok(d)) if (d.len() as u64) < p.len);
+        self.pieces.iter().any(short)
+    }
+}
+
+impl Ahead {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bytes at `offset`, if they were asked for ahead, waiting for them if they are on their way; and
+    /// goes on reading ahead. `None`: ask the tree.
+    pub fn read(
+        self: &Arc<Ahead>,
+        (offset, len): (u64, u32),
+        edition: Option<Edition>,
+        workers: &Workers,
+        fetch: &Fetch,
+        deadline: Deadline,
+        cancel: &Cancel,
+    ) -> Result<Option<Bytes>> {
+        {
+            let mut s = self.lock();
+            if s.edition != edition || edition.is_none() {
+                s.restart();
+                s.edition = edition;
+            }
+            let near = offset + SLACK >= s.next && offset <= s.next + SLACK;
+            if !near {
+                s.restart();
+            }
+            s.in_order = if near { s.in_order.saturating_add(1) } else { 0 };
+            s.next =
+                if near { s.next.max(offset + u64::from(len)) } else { offset + u64::from(len) };
+        }
+        let found = self.take(offset, u64::from(len), deadline, cancel)?;
+        self.go_on(workers, fetch);
+        Ok(found)
+    }
+
+    fn take(
+        &self,
+        offset: u64,
+        len: u64,
+        deadline: Deadline,
+        cancel: &Cancel,
+    ) -> Result<Option<Bytes>> {
+        loop {
+            let seen = self.came.seen();
+            {
+                let mut s = self.lock();
+                match s.gather(offset, len) {
+                    Gathered::Nothing => return Ok(None),
+                    Gathered::Bytes(bytes) => return Ok(Some(bytes)),
+                    Gathered::Failed(e) => {
+                        s.restart();
+                        return Err(e);
+                    }
+                    Gathered::OnItsWay => {}
+                }
+            }
+            self.came.wait(seen, Deadline::never()).block(deadline, cancel)?;
+        }
+    }
+
+    /// Asks for more, if the reader reads in order.
+    fn go_on(self: &Arc<Ahead>, workers: &Workers, fetch: &Fetch) {
+        loop {
+            let (at, run) = {
+                let mut s = self.lock();
+                let known = s.next;
+                s.pieces.retain(|p| p.taken < p.len && p.at + p.len + SLACK > known);
+                if s.in_order < 2 || s.at_end() {
+                    return;
+                }
+                let at = s.end().unwrap_or(s.next).max(s.next);
+                if at >= s.next + s.window {
+                    return;
+                }
+                // A gap would keep what lies behind it from being found in order.
+                if s.end().is_some_and(|end| end < at) {
+                    s.pieces.clear();
+                }
+                let Some(share) = workers.ahead.take(PIECE as usize) else { return };
+                let len = u64::from(PIECE);
+                s.pieces.push_back(Piece { at, len, data: None, taken: 0, _share: share });
+                s.window = (s.window * 2).min(WINDOW.1);
+                (at, s.run)
+            };
+            let (this, fetch) = (self.clone(), fetch.clone());
+            let work = move || this.came(run, at, fetch(at, PIECE));
+            if workers.pool.submit(work).is_err() {
+                let mut s = self.lock();
+                s.pieces.retain(|p| p.at != at);
+                return;
+            }
+        }
+    }
+
+    fn came(&self, run: u64, at: u64, data: Result<Bytes>) {
+        let mut s = self.lock();
+        if s.run == run
+            && let Some(piece) = s.pieces.iter_mut().find(|p| p.at == at)
+        {
+            piece.data = Some(data);
+        }
+        drop(s);
+        self.came.notify();
+    }
+}
+
+enum Gathered {
+    Nothing,
+    OnItsWay,
+    Bytes(Bytes),
+    Failed(Error),
+}
+
+impl State {
+    fn gather(&mut self, offset: u64, len: u64) -> Gathered {
+        let end = offset + len;
+        let Some(first) = self.pieces.iter().position(|p| p.at <= offset && offset < p.at + p.len)
+        else {
+            return Gathered::Nothing;
+        };
+        let mut parts: Vec<(usize, Bytes)> = Vec::new();
+        let mut at = offset;
+        for (n, piece) in self.pieces.iter().enumerate().skip(first) {
+            if at >= end || piece.at > at {
+                break;
+            }
+            let data = match &piece.data {
+                None => return Gathered::OnItsWay,
+                Some(Err(e)) => return Gathered::Failed(e.clone()),
+                Some(Ok(data)) => data,
+            };
+            let from = ((at - piece.at) as usize).min(data.len());
+            let to = ((end.min(piece.at + piece.len) - piece.at) as usize).min(data.len());
+            parts.push((n, data.slice(from..to)));
+            at = piece.at + to as u64;
+            if (data.len() as u64) < piece.len {
+                // The file ends here.
+                at = end;
+            }
+        }
+        // Behind what was asked for: the tree knows.
+        if at < end {
+            return Gathered::Nothing;
+        }
+        for (n, part) in &parts {
+            let piece = &mut self.pieces[*n];
+            piece.taken += part.len() as u64;
+        }
+        if let [(_, one)] = &parts[..] {
+            return Gathered::Bytes(one.clone());
+        }
+        let mut all = BytesMut::with_capacity(len as usize);
+        parts.iter().for_each(|(_, part)| all.extend_from_slice(part));
+        Gathered::Bytes(all.freeze())
+    }
+}

@@ -1,0 +1,198 @@
+//! Open files of a cached tree: what is read ahead and written behind, and what became of the writes.
+
+use super::Cached;
+use super::ahead::{Ahead, Fetch};
+use super::behind::Sender;
+use crate::base::{Error, Result};
+use crate::vfs::{Attr, Cx, Event, FileKind, Handle, NodeId, OpenFlags, Opened, Read, Written};
+use bytes::Bytes;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+pub(super) struct OpenFile {
+    pub node: NodeId,
+    flags: OpenFlags,
+    kind: FileKind,
+    ahead: Arc<Ahead>,
+    /// The first write that failed since it was last told.
+    failed: Mutex<Option<Error>>,
+}
+
+impl OpenFile {
+    fn fail(&self, e: Error) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.get_or_insert(e);
+    }
+
+    fn take_failure(&self) -> Result<()> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Appending belongs to the tree, which alone knows where a file ends.
+    fn is_written_behind(&self) -> bool {
+        self.kind == FileKind::Plain && self.flags.writes() && !self.flags.append
+    }
+}
+
+/// Sends what was written behind.
+pub(super) struct Delivery(pub Weak<Cached>);
+
+impl Sender for Delivery {
+    fn send(&self, node: NodeId, handle: Handle, offset: u64, data: Bytes) {
+        let Some(cached) = self.0.upgrade() else { return };
+        let since = cached.meta.now();
+        let cx = cached.background();
+        let written = cached.sending.run(|| cached.write_all(&cx, handle, offset, data));
+        match written {
+            Ok(Some(attr)) => cached.meta.wrote(since, &attr, cached.until()),
+            Ok(None) => cached.meta.drop_attr(node),
+            Err(e) => {
+                cached.meta.drop_attr(node);
+                if let Some(file) = cached.file(handle) {
+                    file.fail(e);
+                }
+            }
+        }
+    }
+}
+
+impl Cached {
+    fn write_all(
+        &self,
+        cx: &Cx,
+        handle: Handle,
+        mut offset: u64,
+        mut data: Bytes,
+    ) -> Result<Option<Attr>> {
+        loop {
+            let written = self.inner.write(cx, handle, offset, data.clone())?;
+            let n = usize::try_from(written.n).unwrap_or(usize::MAX).min(data.len());
+            if n == data.len() {
+                return Ok(written.attr);
+            }
+            if n == 0 {
+                return Err(Error::from_errno(libc::ENOSPC, "the device takes no more"));
+            }
+            offset += n as u64;
+            data = data.slice(n..);
+        }
+    }
+
+    /// Waits until what was written to a file is on the tree.
+    pub(super) fn drain(&self, cx: &Cx, node: NodeId) -> Result<()> {
+        if !self.behind.is_dirty(node) {
+            return Ok(());
+        }
+        let Some(sender) = self.sender.get() else { return Ok(()) };
+        self.behind.drain(node, &**sender, cx.deadline, &cx.cancel)
+    }
+
+    pub(super) fn drain_handle(&self, cx: &Cx, handle: Handle) -> Result<()> {
+        self.file(handle).map_or(Ok(()), |file| self.drain(cx, file.node))
+    }
+
+    /// Notes an open file, and tells by its version whether its content is the one that was seen last.
+    pub(super) fn keep(&self, node: NodeId, flags: OpenFlags, opened: Opened) -> Opened {
+        let file = OpenFile {
+            node,
+            flags,
+            kind: opened.kind,
+            ahead: Arc::default(),
+            failed: Mutex::default(),
+        };
+        let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
+        files.insert(opened.handle, Arc::new(file));
+        drop(files);
+        Opened { generation: self.meta.version(node, opened.generation), ..opened }
+    }
+
+    pub(super) fn read_file(
+        self: &Cached,
+        cx: &Cx,
+        handle: Handle,
+        offset: u64,
+        len: u32,
+    ) -> Result<Read> {
+        let file = self.file(handle).filter(|f| f.kind == FileKind::Plain && f.flags.reads());
+        let Some(file) = file else { return self.inner.read(cx, handle, offset, len) };
+        self.drain(cx, file.node)?;
+        let (inner, who, timeout_ms) =
+            (self.inner.clone(), self.background.clone(), self.workers.options.timeout_ms);
+        let fetch: Fetch = Arc::new(move |offset, len| {
+            let cx = Cx::new(who.clone(), crate::base::Deadline::after_ms(timeout_ms));
+            crate::vfs::walk::read_full(&*inner, &cx, handle, offset, len)
+        });
+        let edition = self.meta.edition(file.node);
+        let (deadline, cancel) = (cx.deadline, &cx.cancel);
+        let at = (offset, len);
+        match file.ahead.read(at, edition, &self.workers, &fetch, deadline, cancel)? {
+            Some(bytes) => {
+                let eof = bytes.len() < len as usize;
+                Ok(Read::Data { bytes, eof })
+            }
+            None => self.known(file.node, self.inner.read(cx, handle, offset, len)),
+        }
+    }
+
+    pub(super) fn write_file(
+        &self,
+        cx: &Cx,
+        handle: Handle,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<Written> {
+        let file =
+            self.file(handle).ok_or_else(|| Error::from_errno(libc::EBADF, "unknown handle"))?;
+        let len = data.len();
+        let data =
+            if file.is_written_behind() && len > 0 && offset.checked_add(len as u64).is_some() {
+                let sender = self.sender.get().cloned();
+                let sender = sender.ok_or_else(|| Error::from_errno(libc::EIO, "not ready"))?;
+                self.meta.edit(file.node);
+                match self.behind.write(file.node, handle, offset, data, &self.workers, &sender) {
+                    Ok(()) => {
+                        self.watchers
+                            .announce(&[Event::Data { node: file.node, generation: None }]);
+                        return Ok(Written::bytes(len));
+                    }
+                    Err(data) => data,
+                }
+            } else {
+                data
+            };
+        // Too much is on its way, or the file is of another kind: nothing overtakes what was written.
+        self.drain(cx, file.node)?;
+        self.meta.edit(file.node);
+        let since = self.meta.now();
+        let written = self.own.run(|| self.inner.write(cx, handle, offset, data));
+        match written.as_ref().map(|w| &w.attr) {
+            Ok(Some(attr)) => self.meta.wrote(since, attr, self.until()),
+            _ => self.meta.drop_attr(file.node),
+        }
+        self.known(file.node, written)
+    }
+
+    /// What was written is on the tree, or the first error is told.
+    pub(super) fn settle(&self, cx: &Cx, handle: Handle) -> Result<()> {
+        let Some(file) = self.file(handle) else { return Ok(()) };
+        self.drain(cx, file.node)?;
+        file.take_failure()
+    }
+
+    pub(super) fn flush_file(&self, cx: &Cx, handle: Handle) -> Result<Written> {
+        self.settle(cx, handle)?;
+        match self.file(handle) {
+            // Nothing is left to do for it.
+            Some(file) if file.kind == FileKind::Plain => Ok(Written::default()),
+            _ => self.inner.flush(cx, handle),
+        }
+    }
+
+    pub(super) fn release_file(&self, cx: &Cx, handle: Handle) -> Result<()> {
+        if let Err(e) = self.settle(cx, handle) {
+            log::warn!("a file was closed before it was written: {e}");
+        }
+        self.files.write().unwrap_or_else(PoisonError::into_inner).remove(&handle);
+        self.inner.release(cx, handle)
+    }
+}

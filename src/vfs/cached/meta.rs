@@ -1,0 +1,569 @@
+//! What is remembered of names and attributes: bounded, dropped by events, and by time where the tree
+//! underneath cannot promise that every change is told.
+//!
+//! An answer may be overtaken by the event that makes it wrong. So whoever asks takes the time
+//! ([`Meta::now`]) before, and what comes back is only kept if nothing was told of that file since.
+
+use super::clock::Clock;
+use crate::vfs::{Attr, Event, NodeId};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+const SHARDS: usize = 16;
+/// Slots for the times of events; files share them, at the price of an answer not kept.
+const STAMPS: usize = 1024;
+/// What one file costs, name and attributes together, about.
+const NODE_BYTES: usize = 320;
+/// Names asked for one by one before the whole directory is.
+const MISSES: u32 = 2;
+
+/// A moment in the order of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Since(u64);
+
+/// Tells one content of a file from the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Edition {
+    version: u64,
+    edits: u64,
+}
+
+/// How long an answer may be believed; `None`: until an event says otherwise.
+pub type Until = Option<Instant>;
+
+/// What is known of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    Unknown,
+    Absent,
+    There(Attr),
+}
+
+/// An entry of a directory that is known from its first to its last.
+#[derive(Clone)]
+pub struct Listed {
+    pub name: Arc<OsStr>,
+    pub node: NodeId,
+    pub cookie: u64,
+}
+
+pub struct Meta {
+    shards: Vec<Mutex<Shard>>,
+    names_max: usize,
+    now: AtomicU64,
+    stamps: Vec<AtomicU64>,
+    /// When everything was last forgotten.
+    cleared: AtomicU64,
+    versions: AtomicU64,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+struct Shard {
+    nodes: Clock<NodeId, Node>,
+    /// Bounded by what is in them, see [`Shard::bound`].
+    dirs: Clock<NodeId, Dir>,
+    /// Names in all of its directories.
+    names: usize,
+}
+
+#[derive(Default)]
+struct Node {
+    attr: Option<(Attr, Until)>,
+    content: Option<Content>,
+    /// Counts our own changes of the content.
+    edits: u64,
+}
+
+/// Which content the readers of a file have seen: `version` is ours, and new whenever somebody else
+/// changed it; `generation` is the tree's.
+struct Content {
+    version: u64,
+    generation: u64,
+}
+
+#[derive(Default)]
+struct Dir {
+    /// `None`: the name changed, nobody knows how. `Some(None)`: there is no such name.
+    entries: HashMap<Arc<OsStr>, (Option<Option<NodeId>>, Until)>,
+    /// Names that are not among the entries do not exist, until then.
+    complete: Option<Until>,
+    listing: Option<(Arc<Vec<Listed>>, u64)>,
+    growing: Option<Growing>,
+    asked: u32,
+    /// What of it is in [`Shard::names`].
+    counted: usize,
+}
+
+/// A listing that is being read.
+struct Growing {
+    since: Since,
+    entries: Vec<Listed>,
+    generation: u64,
+}
+
+impl Meta {
+    /// Takes about `bytes` of memory at most.
+    pub fn new(bytes: usize) -> Meta {
+        let each = (bytes / NODE_BYTES / SHARDS).max(64);
+        let shard = || Shard { nodes: Clock::new(each), dirs: Clock::new(usize::MAX), names: 0 };
+        Meta {
+            shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
+            names_max: each,
+            now: AtomicU64::new(1),
+            stamps: (0..STAMPS).map(|_| AtomicU64::new(0)).collect(),
+            cleared: AtomicU64::new(0),
+            versions: AtomicU64::new(1),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        }
+    }
+
+    fn shard(&self, id: NodeId) -> MutexGuard<'_, Shard> {
+        // Ids count up: neighbours go to different shards.
+        let n = (id.0 % SHARDS as u64) as usize;
+        self.shards[n].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stamp(&self, id: NodeId) -> &AtomicU64 {
+        &self.stamps[(id.0 % STAMPS as u64) as usize]
+    }
+
+    pub fn now(&self) -> Since {
+        Since(self.now.load(Ordering::Acquire))
+    }
+
+    fn touch(&self, id: NodeId) {
+        let now = self.now.fetch_add(1, Ordering::AcqRel) + 1;
+        self.stamp(id).fetch_max(now, Ordering::AcqRel);
+    }
+
+    fn holds(&self, id: NodeId, since: Since) -> bool {
+        self.stamp(id).load(Ordering::Acquire) <= since.0
+            && self.cleared.load(Ordering::Acquire) <= since.0
+    }
+
+    /// Found and not found so far.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
+    }
+
+    fn count<T>(&self, found: Option<T>) -> Option<T> {
+        let which = if found.is_some() { &self.hits } else { &self.misses };
+        which.fetch_add(1, Ordering::Relaxed);
+        found
+    }
+
+    pub fn attr(&self, id: NodeId) -> Option<Attr> {
+        let found = self.shard(id).nodes.get(&id).and_then(|n| n.known());
+        self.count(found)
+    }
+
+    pub fn put_attr(&self, since: Since, attr: &Attr, until: Until) {
+        let mut s = self.shard(attr.id);
+        // A file without a name goes with its last handle, and nobody tells.
+        if attr.nlink > 0 && self.holds(attr.id, since) {
+            s.nodes.entry(attr.id, Node::default).attr = Some((attr.clone(), until));
+        }
+    }
+
+    pub fn drop_attr(&self, id: NodeId) {
+        if let Some(node) = self.shard(id).nodes.get(&id) {
+            node.attr = None;
+        }
+    }
+
+    /// As [`Meta::drop_attr`]; and attributes of the node that were asked for before are not kept.
+    pub fn expire_attr(&self, id: NodeId) {
+        self.touch(id);
+        self.drop_attr(id);
+    }
+
+    /// We are about to change a file.
+    pub fn edit(&self, id: NodeId) {
+        self.touch(id);
+        if let Some(node) = self.shard(id).nodes.get(&id) {
+            node.attr = None;
+            node.edits += 1;
+        }
+    }
+
+    pub fn entry(&self, dir: NodeId, name: &OsStr) -> Found {
+        let known = {
+            let mut s = self.shard(dir);
+            s.dirs.get(&dir).and_then(|d| d.find(name))
+        };
+        let found = match known {
+            Some(None) => Some(Found::Absent),
+            Some(Some(id)) => {
+                let mut s = self.shard(id);
+                s.nodes.get(&id).and_then(|n| n.known()).map(Found::There)
+            }
+            None => None,
+        };
+        self.count(found).unwrap_or(Found::Unknown)
+    }
+
+    /// What `name` leads to: `Some(None)` for nothing, `None` if that is not known any more.
+    pub fn put_entry(
+        &self,
+        since: Since,
+        dir: NodeId,
+        name: &OsStr,
+        leads_to: Option<Option<NodeId>>,
+        until: Until,
+    ) {
+        let mut s = self.shard(dir);
+        let told = if self.holds(dir, since) { leads_to } else { None };
+        let d = s.dirs.entry(dir, Dir::default);
+        d.set(name, told, until);
+        s.bound(dir, self.names_max);
+    }
+
+    /// The node that `name` led to when last seen.
+    pub fn node_at(&self, dir: NodeId, name: &OsStr) -> Option<NodeId> {
+        let mut s = self.shard(dir);
+        s.dirs.get(&dir).and_then(|d| d.find(name)).flatten()
+    }
+
+    /// A directory that was just made: nothing is in it.
+    pub fn put_empty(&self, since: Since, dir: NodeId, until: Until) {
+        let mut s = self.shard(dir);
+        if self.holds(dir, since) {
+            s.dirs.entry(dir, Dir::default).complete = Some(until);
+            s.bound(dir, self.names_max);
+        }
+    }
+
+    /// True once for a directory in which several names were asked for one by one.
+    pub fn is_worth_listing(&self, dir: NodeId) -> bool {
+        let mut s = self.shard(dir);
+        let d = s.dirs.entry(dir, Dir::default);
+        d.asked += 1;
+        let worth = d.asked == MISSES;
+        s.bound(dir, self.names_max);
+        worth
+    }
+
+    /// A page of a directory came: `from` is where it began. Returns nothing; the next
+    /// [`Meta::listing`] may.
+    pub fn put_page(
+        &self,
+        since: Since,
+        dir: NodeId,
+        from: u64,
+        page: &crate::vfs::DirPage,
+        until: Until,
+    ) {
+        for e in &page.entries {
+            self.put_attr(since, &e.attr, until);
+        }
+        let mut s = self.shard(dir);
+        let holds = |since| self.holds(dir, since);
+        let names_max = self.names_max;
+        let d = s.dirs.entry(dir, Dir::default);
+        if !holds(since) {
+            d.growing = None;
+            return;
+        }
+        let mut growing = match d.growing.take() {
+            _ if from == 0 => Growing { since, entries: Vec::new(), generation: page.generation },
+            Some(g) if holds(g.since) && g.entries.last().is_some_and(|e| e.cookie == from) => g,
+            other => {
+                d.growing = other;
+                return;
+            }
+        };
+        // More than is worth remembering.
+        if growing.entries.len() + page.entries.len() > names_max {
+            return;
+        }
+        let listed = page.entries.iter().map(|e| Listed {
+            name: Arc::from(e.name.as_os_str()),
+            node: e.attr.id,
+            cookie: e.cookie,
+        });
+        growing.entries.extend(listed);
+        if !page.eof {
+            d.growing = Some(growing);
+            return;
+        }
+        d.entries =
+            growing.entries.iter().map(|e| (e.name.clone(), (Some(Some(e.node)), until))).collect();
+        d.complete = Some(until);
+        d.listing = Some((Arc::new(growing.entries), growing.generation));
+        s.bound(dir, names_max);
+    }
+
+    /// The whole directory, where it is known, and its generation.
+    pub fn listing(&self, dir: NodeId) -> Option<(Arc<Vec<Listed>>, u64)> {
+        let mut s = self.shard(dir);
+        let d = s.dirs.get(&dir)?;
+        let fresh = d.complete.is_some_and(is_fresh);
+        d.listing.clone().filter(|_| fresh)
+    }
+
+    /// The version of a file's content, which the tree calls `generation`.
+    pub fn version(&self, id: NodeId, generation: u64) -> u64 {
+        let mut s = self.shard(id);
+        let node = s.nodes.entry(id, Node::default);
+        match &node.content {
+            Some(c) if c.generation == generation => c.version,
+            _ => {
+                let version = self.versions.fetch_add(1, Ordering::Relaxed);
+                node.content = Some(Content { version, generation });
+                version
+            }
+        }
+    }
+
+    /// What the content is known by; another one after every change, by us or by others. `None` where a
+    /// change could have been missed.
+    pub fn edition(&self, id: NodeId) -> Option<Edition> {
+        let mut s = self.shard(id);
+        let node = s.nodes.get(&id)?;
+        Some(Edition { version: node.content.as_ref()?.version, edits: node.edits })
+    }
+
+    /// We changed a file's content, and this is what it is like now.
+    pub fn wrote(&self, since: Since, attr: &Attr, until: Until) {
+        let mut s = self.shard(attr.id);
+        if !self.holds(attr.id, since) {
+            return;
+        }
+        let node = s.nodes.entry(attr.id, Node::default);
+        node.attr = (attr.nlink > 0).then(|| (attr.clone(), until));
+        node.edits += 1;
+        if let Some(content) = &mut node.content {
+            content.generation = attr.generation;
+        }
+    }
+
+    /// Nothing is known of a node any more.
+    pub fn forget(&self, id: NodeId) {
+        self.touch(id);
+        let mut s = self.shard(id);
+        s.nodes.remove(&id);
+        s.drop_dir(id);
+    }
+
+    fn forget_entry(&self, dir: NodeId, name: &OsStr) {
+        self.expire_attr(dir);
+        let mut s = self.shard(dir);
+        if let Some(d) = s.dirs.get(&dir) {
+            d.set(name, None, None);
+            s.bound(dir, self.names_max);
+        }
+    }
+
+    /// Somebody else changed something.
+    pub fn heard(&self, event: &Event) {
+        match event {
+            Event::Attr(id) => self.expire_attr(*id),
+            Event::Data { node, .. } => {
+                self.touch(*node);
+                self.shard(*node).nodes.remove(node);
+            }
+            Event::All { node, .. } => self.forget(*node),
+            Event::Dir(dir) => {
+                self.expire_attr(*dir);
+                self.shard(*dir).drop_dir(*dir);
+            }
+            Event::Entry { dir, name } => self.forget_entry(*dir, name),
+            Event::Resync => self.clear(),
+        }
+    }
+
+    pub fn clear(&self) {
+        let now = self.now.fetch_add(1, Ordering::AcqRel) + 1;
+        self.cleared.fetch_max(now, Ordering::AcqRel);
+        for shard in &self.shards {
+            let mut s = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            s.nodes.clear();
+            s.dirs.clear();
+            s.names = 0;
+        }
+    }
+
+    pub fn until(live: bool, ttl: Duration) -> Until {
+        if live { None } else { Some(Instant::now() + ttl) }
+    }
+}
+
+fn is_fresh(until: Until) -> bool {
+    until.is_none_or(|until| Instant::now() < until)
+}
+
+impl Node {
+    fn known(&self) -> Option<Attr> {
+        self.attr.as_ref().filter(|(_, until)| is_fresh(*until)).map(|(attr, _)| attr.clone())
+    }
+}
+
+impl Dir {
+    fn set(&mut self, name: &OsStr, leads_to: Option<Option<NodeId>>, until: Until) {
+        self.entries.insert(name.into(), (leads_to, until));
+        self.listing = None;
+        self.growing = None;
+    }
+
+    fn find(&self, name: &OsStr) -> Option<Option<NodeId>> {
+        match self.entries.get(name) {
+            Some((known, until)) if is_fresh(*until) => *known,
+            Some(_) => None,
+            None => self.complete.filter(|until| is_fresh(*until)).map(|_| None),
+        }
+    }
+}
+
+impl Shard {
+    /// Counts what a directory has come to cost, and lets go of others. Called after each change of
+    /// `dir`.
+    fn bound(&mut self, dir: NodeId, max: usize) {
+        if let Some(d) = self.dirs.get(&dir) {
+            let cost = d.entries.len() + 1;
+            self.names = self.names + cost - std::mem::replace(&mut d.counted, cost);
+        }
+        while self.names > max {
+            let Some(dir) = self.dirs.evict() else { break };
+            self.names -= dir.counted;
+        }
+    }
+
+    fn drop_dir(&mut self, id: NodeId) {
+        if let Some(dir) = self.dirs.remove(&id) {
+            self.names -= dir.counted;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vfs::{DirEntry, DirPage, Kind};
+
+    const DIR: NodeId = NodeId(2);
+
+    fn attr(id: u64) -> Attr {
+        Attr {
+            id: NodeId(id),
+            kind: Kind::File,
+            mode: 0o100_644,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            size: id,
+            blocks: 0,
+            atime_ns: 0,
+            mtime_ns: 0,
+            ctime_ns: 0,
+            generation: 7,
+        }
+    }
+
+    fn name(s: &str) -> &OsStr {
+        OsStr::new(s)
+    }
+
+    fn page(range: std::ops::Range<u64>, eof: bool) -> DirPage {
+        let entry =
+            |n| DirEntry { name: format!("f{n}").into(), attr: attr(n + 100), cookie: n + 1 };
+        DirPage { entries: range.map(entry).collect(), eof, generation: 1 }
+    }
+
+    #[test]
+    fn an_answer_that_an_event_overtook_is_not_kept() {
+        let m = Meta::new(1 << 20);
+        let since = m.now();
+        m.heard(&Event::Attr(NodeId(5)));
+        m.put_attr(since, &attr(5), None);
+        assert_eq!(m.attr(NodeId(5)), None);
+        m.put_attr(m.now(), &attr(5), None);
+        assert!(m.attr(NodeId(5)).is_some());
+        let since = m.now();
+        m.heard(&Event::Entry { dir: DIR, name: name("x").into() });
+        m.put_entry(since, DIR, name("x"), Some(None), None);
+        assert_eq!(m.entry(DIR, name("x")), Found::Unknown);
+        let since = m.now();
+        m.heard(&Event::Resync);
+        m.put_attr(since, &attr(5), None);
+        assert_eq!(m.attr(NodeId(5)), None);
+    }
+
+    #[test]
+    fn a_directory_read_to_its_end_is_known_whole() {
+        let m = Meta::new(1 << 20);
+        m.put_page(m.now(), DIR, 0, &page(0..3, false), None);
+        assert_eq!(m.entry(DIR, name("f1")), Found::Unknown);
+        m.put_page(m.now(), DIR, 3, &page(3..5, true), None);
+        assert_eq!(m.entry(DIR, name("f4")), Found::There(attr(104)));
+        assert_eq!(m.entry(DIR, name("g")), Found::Absent);
+        assert_eq!(m.listing(DIR).unwrap().0.len(), 5);
+        // One name changes: the others are still known.
+        m.heard(&Event::Entry { dir: DIR, name: name("f4").into() });
+        assert_eq!(m.entry(DIR, name("f4")), Found::Unknown);
+        assert_eq!(m.entry(DIR, name("g")), Found::Absent);
+        assert!(m.listing(DIR).is_none());
+        // A page that something happened in between does not make it whole.
+        m.heard(&Event::Dir(DIR));
+        m.put_page(m.now(), DIR, 0, &page(0..3, false), None);
+        m.heard(&Event::Entry { dir: DIR, name: name("z").into() });
+        m.put_page(m.now(), DIR, 3, &page(3..5, true), None);
+        assert_eq!(m.entry(DIR, name("g")), Found::Unknown);
+    }
+
+    #[test]
+    fn content_has_a_new_version_when_others_changed_it() {
+        let m = Meta::new(1 << 20);
+        let id = NodeId(9);
+        let first = m.version(id, 7);
+        assert_eq!(m.version(id, 7), first);
+        let edition = m.edition(id);
+        m.edit(id);
+        assert_ne!(m.edition(id), edition);
+        m.wrote(m.now(), &Attr { generation: 8, ..attr(9) }, None);
+        assert_eq!(m.version(id, 8), first, "our own");
+        assert_ne!(m.version(id, 9), first, "missed");
+        let third = m.version(id, 9);
+        m.heard(&Event::Data { node: id, generation: None });
+        assert_eq!(m.edition(id), None);
+        assert_ne!(m.version(id, 9), third);
+    }
+
+    #[test]
+    fn answers_of_trees_that_tell_nothing_grow_old() {
+        let m = Meta::new(1 << 20);
+        let past = Some(Instant::now());
+        m.put_attr(m.now(), &attr(5), past);
+        m.put_entry(m.now(), DIR, name("x"), Some(None), past);
+        m.put_empty(m.now(), DIR, past);
+        assert_eq!(m.attr(NodeId(5)), None);
+        assert_eq!(m.entry(DIR, name("x")), Found::Unknown);
+        assert_eq!(m.entry(DIR, name("y")), Found::Unknown);
+    }
+
+    #[test]
+    fn no_more_is_kept_than_was_asked_for() {
+        let m = Meta::new(1 << 16);
+        for dir in 0..2000u64 {
+            for n in 0..20u64 {
+                let id = NodeId(10_000 + dir * 20 + n);
+                let leads_to = Some(Some(id));
+                m.put_entry(m.now(), NodeId(dir + 1), name(&n.to_string()), leads_to, None);
+                m.put_attr(m.now(), &Attr { id, ..attr(0) }, None);
+            }
+        }
+        for shard in &m.shards {
+            let mut s = shard.lock().unwrap();
+            assert!(s.names <= m.names_max && s.nodes.len() <= m.names_max);
+            let mut names = 0;
+            while let Some(dir) = s.dirs.evict() {
+                names += dir.entries.len() + 1;
+            }
+            assert_eq!(names, s.names);
+        }
+    }
+}

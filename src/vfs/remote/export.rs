@@ -1,0 +1,289 @@
+//! An export of a node: which connection its calls go over, and what is done when that fails. A file
+//! is known by its wire id of one epoch, and found again by its name in the next.
+
+use super::dial::is_harmless;
+use super::file::{OpenFile, entry};
+use super::peer::{Link, Peer};
+use crate::base::{Code, Deadline, Error, Name, Notify, Result};
+use crate::net::CallError;
+use crate::vfs::handles::Handles;
+use crate::vfs::ids::{Ids, NODES_MAX, Numbering};
+use crate::vfs::watchers::Watchers;
+use crate::vfs::wire;
+use crate::vfs::{Attr, Caps, Cx, Event, NodeId, Tree, Written};
+use crate::wire::fs::{self, Call, Op, Reply};
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+/// What a node is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Wire {
+    pub epoch: u64,
+    pub id: u64,
+}
+
+/// How often a busy node is asked again, and the first pause; each is twice the one before.
+const BUSY_TRIES: u32 = 7;
+const BUSY_MS: u64 = 5;
+
+/// Directories that are looked up again to find a node of an earlier epoch.
+const DEPTH_MAX: u32 = 256;
+
+pub struct Remote {
+    pub(super) peer: Arc<Peer>,
+    /// `None`: the node's first.
+    export: Option<String>,
+    pub(super) ids: Ids<Wire>,
+    pub(super) handles: Handles<OpenFile>,
+    pub(super) watchers: Watchers,
+}
+
+impl Remote {
+    pub fn new(peer: Arc<Peer>, export: Option<String>) -> Arc<Remote> {
+        let root = Wire { epoch: 0, id: 0 };
+        let remote = Arc::new(Remote {
+            export,
+            ids: Ids::new(root, NODES_MAX, Numbering::Counter),
+            handles: Handles::default(),
+            watchers: Watchers::default(),
+            peer: peer.clone(),
+        });
+        let weak = Arc::downgrade(&remote);
+        peer.listen(Arc::new(move |event| {
+            if let Some(remote) = weak.upgrade() {
+                remote.heard(event);
+            }
+        }));
+        remote
+    }
+
+    pub fn peer(&self) -> &Arc<Peer> {
+        &self.peer
+    }
+
+    /// The export as the node describes it.
+    pub fn described(&self, cx: &Cx) -> Result<fs::Export> {
+        let link = self.link(cx)?;
+        self.exported(&link).cloned()
+    }
+
+    pub(super) fn link(&self, cx: &Cx) -> Result<Arc<Link>> {
+        self.peer.link(cx.deadline, &cx.cancel)
+    }
+
+    fn exported<'l>(&self, link: &'l Link) -> Result<&'l fs::Export> {
+        let found = match &self.export {
+            Some(name) => link.exports.iter().find(|e| e.name == *name),
+            None => link.exports.first(),
+        };
+        found.ok_or_else(|| {
+            let names: Vec<_> = link.exports.iter().map(|e| e.name.as_str()).collect();
+            let wanted = self.export.as_deref().unwrap_or("any");
+            let text = format!("the node has no export {wanted:?}; it has: {}", names.join(", "));
+            Error::new(Code::Enoent, text)
+        })
+    }
+
+    fn heard(&self, event: Option<&fs::Event>) {
+        let epoch = self.epoch();
+        let local = |id: u64| self.ids.id(&Wire { epoch, id });
+        let event = match event {
+            None | Some(fs::Event::Resync) => Some(Event::Resync),
+            Some(fs::Event::Attr { node }) => local(*node).map(Event::Attr),
+            Some(fs::Event::Dir { dir, name: None }) => local(*dir).map(Event::Dir),
+            Some(fs::Event::Dir { dir, name: Some(name) }) => {
+                let name = Arc::from(name.as_os_str());
+                local(*dir).map(|dir| Event::Entry { dir, name })
+            }
+            Some(fs::Event::Data { node, generation }) => {
+                local(*node).map(|node| Event::Data { node, generation: *generation })
+            }
+            Some(fs::Event::All { node, generation }) => {
+                local(*node).map(|node| Event::All { node, generation: *generation })
+            }
+        };
+        // A node that nobody was told of is nobody's concern.
+        if let Some(event) = event {
+            self.announce(event);
+        }
+    }
+
+    /// Tells the watchers of a change made here. Nodes that speak our extensions do not tell us of it;
+    /// an old one has, before its reply.
+    pub(super) fn changed(&self, link: &Link, events: &[Event]) {
+        if link.is_ours() {
+            self.watchers.announce(events);
+        }
+    }
+
+    pub(super) fn announce(&self, event: Event) {
+        self.watchers.announce(&[event]);
+    }
+
+    fn epoch(&self) -> u64 {
+        self.ids.key(NodeId::ROOT).map_or(0, |w| w.epoch)
+    }
+
+    /// The root's wire id on this link; notes it, so that events about it are understood.
+    fn root(&self, link: &Link) -> Result<u64> {
+        let root = self.exported(link)?.root;
+        let key = Wire { epoch: link.epoch, id: root };
+        if self.ids.key(NodeId::ROOT)? != key {
+            self.ids.rekey(NodeId::ROOT, &key);
+        }
+        Ok(root)
+    }
+
+    /// The wire id of a node on this link; one of an earlier epoch is looked up again by its name.
+    pub(super) fn wire(&self, cx: &Cx, link: &Link, node: NodeId) -> Result<u64> {
+        self.wire_at_depth(cx, link, node, DEPTH_MAX)
+    }
+
+    fn wire_at_depth(&self, cx: &Cx, link: &Link, node: NodeId, depth: u32) -> Result<u64> {
+        if node == NodeId::ROOT {
+            return self.root(link);
+        }
+        let key = self.ids.key(node)?;
+        if key.epoch == link.epoch {
+            return Ok(key.id);
+        }
+        let place = self.ids.places(node).into_iter().next();
+        let ((dir, name), Some(depth)) =
+            (place.ok_or_else(crate::vfs::ids::stale)?, depth.checked_sub(1))
+        else {
+            return Err(crate::vfs::ids::stale());
+        };
+        let dir = self.wire_at_depth(cx, link, dir, depth)?;
+        let call = Call::Lookup { dir, name: name.to_os_string() };
+        let Reply::Attr(attr) = link.call(call, cx.deadline, &cx.cancel)? else {
+            return Err(unexpected(Op::Lookup));
+        };
+        self.ids.rekey(node, &Wire { epoch: link.epoch, id: attr.id });
+        Ok(attr.id)
+    }
+
+    /// Runs a call made by `make` for the current link. A lost connection is made again and the call
+    /// repeated once, if that cannot do it twice (it changes nothing, was not sent, or bears a number in
+    /// a session that the node resumed); a node whose queue is full is asked again in growing steps.
+    pub(super) fn run<T>(
+        &self,
+        cx: &Cx,
+        op: Op,
+        make: impl Fn(&Link) -> Result<Call>,
+        take: impl FnOnce(&Link, Reply) -> Result<T>,
+    ) -> Result<T> {
+        let (mut again, mut busy) = (true, 0);
+        // In a session, what changes something is numbered: sent twice, it is done once.
+        let number = (!is_harmless(op)).then(|| self.peer.number());
+        let mut sent_in = None;
+        loop {
+            cx.check()?;
+            let link = self.link(cx)?;
+            let slot = number.as_ref().filter(|_| link.has_session()).map(|n| n.slot());
+            if let Some((epoch, error)) = sent_in.take()
+                && (slot.is_none() || epoch != link.epoch)
+            {
+                // Nobody there remembers it: whether it was done is not known.
+                return Err(error);
+            }
+            let outcome = make(&link).map_err(|error| CallError { error, sent: false });
+            let call = |call| link.call_numbered(call, slot, cx.deadline, &cx.cancel);
+            match outcome.and_then(call) {
+                Ok(reply) => return take(&link, reply),
+                Err(CallError { error, sent }) => {
+                    if error.code == Code::Timeout {
+                        self.peer.doubt(&link);
+                    }
+                    // EAGAIN of anything but a lock: it was refused unseen (design: queue_saturated).
+                    if error.errno() == libc::EAGAIN && op != Op::Lock && busy < BUSY_TRIES {
+                        let pause = Deadline::after_ms(BUSY_MS << busy);
+                        let nobody = Notify::default();
+                        nobody.wait(nobody.seen(), pause).block(cx.deadline, &cx.cancel)?;
+                        busy += 1;
+                        continue;
+                    }
+                    let lost = error.is_peer_lost();
+                    if lost && again && sent && slot.is_some() {
+                        sent_in = Some((link.epoch, error));
+                        again = false;
+                        continue;
+                    }
+                    if !(lost && again && (!sent || is_harmless(op))) {
+                        // Not sent: a sibling may do it instead, and will not do it twice.
+                        let unsent = lost && !sent;
+                        return Err(if unsent { error.recode(Code::Refused) } else { error });
+                    }
+                    again = false;
+                }
+            }
+        }
+    }
+
+    /// The outcome of a write to `node`.
+    pub(super) fn written(node: NodeId, reply: Reply, op: Op) -> Result<Written> {
+        match reply {
+            Reply::Written { n, attr, extra } => {
+                Ok(Written { n, attr: attr.map(|a| wire::attr_from(node, &a)), extra })
+            }
+            _ => Err(unexpected(op)),
+        }
+    }
+
+    pub(super) fn attr(&self, link: &Link, a: &fs::Attr, dir: NodeId, name: &OsStr) -> Attr {
+        let id = self.ids.intern(&Wire { epoch: link.epoch, id: a.id }, dir, name);
+        wire::attr_from(id, a)
+    }
+
+    /// The reply of a call that makes an entry; old nodes do not describe it, so it is looked up.
+    pub(super) fn made(
+        &self,
+        cx: &Cx,
+        link: &Link,
+        reply: Reply,
+        dir: NodeId,
+        name: Name<'_>,
+    ) -> Result<Attr> {
+        match reply {
+            Reply::Attr(a) => {
+                let attr = self.attr(link, &a, dir, name.as_os_str());
+                self.changed(link, &[entry(dir, name)]);
+                Ok(attr)
+            }
+            _ => self.lookup(cx, dir, name),
+        }
+    }
+
+    /// Whether the node, reached and of ours, announces what happens behind its back.
+    pub(super) fn is_told_of_all(&self) -> bool {
+        let told = |link: &Arc<Link>| {
+            link.is_ours() && self.exported(link).is_ok_and(|e| e.caps.native_watch)
+        };
+        self.peer.connected().as_ref().is_some_and(told)
+    }
+
+    pub(super) fn caps_now(&self, link: &Link) -> Caps {
+        let export = self.exported(link).ok();
+        let caps = export.map(|e| e.caps).unwrap_or_default();
+        Caps {
+            read_only: export.is_some_and(|e| e.ro),
+            case_sensitive: caps.case_sensitive,
+            symlink: caps.symlink,
+            xattr: caps.xattr,
+            locks: caps.locks,
+            native_watch: caps.native_watch,
+        }
+    }
+}
+
+pub(super) fn unexpected(op: Op) -> Error {
+    let text = format!("the node's reply to {} is of another kind", op.upper());
+    Error::new(Code::Unavailable, text)
+}
+
+pub(super) fn is_new(link: &Link, op: Op) -> Result<()> {
+    if link.ext.has(op) {
+        return Ok(());
+    }
+    let text = format!("{} is too old for {}", link.name, op.wire());
+    Err(Error::from_errno(libc::ENOSYS, text))
+}
