@@ -25,6 +25,10 @@ impl Watchers {
         Watch::new(move || watchers.change(|_, list| list.retain(|(k, _)| *k != key)))
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).list.is_empty()
+    }
+
     /// Tells every sink, in the order in which they came.
     pub fn announce(&self, events: &[Event]) {
         let list = self.0.lock().unwrap_or_else(PoisonError::into_inner).list.clone();

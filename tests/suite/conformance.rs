@@ -12,6 +12,7 @@ mod remote;
 pub use remote::Node;
 mod synthetic;
 mod union;
+mod watch;
 
 use bytes::Bytes;
 use spiderweb::base::{Deadline, Error, Name, Result};

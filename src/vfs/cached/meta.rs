@@ -5,7 +5,7 @@
 //! ([`Meta::now`]) before, and what comes back is only kept if nothing was told of that file since.
 
 use super::clock::Clock;
-use crate::vfs::{Attr, Event, NodeId};
+use crate::vfs::{Attr, Event, Kind, NodeId};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,10 +51,13 @@ pub struct Listed {
 }
 
 pub struct Meta {
+    ttl: Duration,
     shards: Vec<Mutex<Shard>>,
     names_max: usize,
     now: AtomicU64,
+    /// When something was last told of a file itself, and of the names in a directory.
     stamps: Vec<AtomicU64>,
+    name_stamps: Vec<AtomicU64>,
     /// When everything was last forgotten.
     cleared: AtomicU64,
     versions: AtomicU64,
@@ -87,8 +90,7 @@ struct Content {
 
 #[derive(Default)]
 struct Dir {
-    /// `None`: the name changed, nobody knows how. `Some(None)`: there is no such name.
-    entries: HashMap<Arc<OsStr>, (Option<Option<NodeId>>, Until)>,
+    entries: HashMap<Arc<OsStr>, Entry>,
     /// Names that are not among the entries do not exist, until then.
     complete: Option<Until>,
     listing: Option<(Arc<Vec<Listed>>, u64)>,
@@ -96,6 +98,14 @@ struct Dir {
     asked: u32,
     /// What of it is in [`Shard::names`].
     counted: usize,
+}
+
+struct Entry {
+    /// `None`: the name changed, nobody knows how. `Some(None)`: there is no such name.
+    leads_to: Option<Option<NodeId>>,
+    until: Until,
+    /// What it led to when that was last known.
+    last: Option<NodeId>,
 }
 
 /// A listing that is being read.
@@ -106,15 +116,17 @@ struct Growing {
 }
 
 impl Meta {
-    /// Takes about `bytes` of memory at most.
-    pub fn new(bytes: usize) -> Meta {
+    /// Takes about `bytes` of memory at most. What no event ends is believed for `ttl`.
+    pub fn new(bytes: usize, ttl: Duration) -> Meta {
         let each = (bytes / NODE_BYTES / SHARDS).max(64);
         let shard = || Shard { nodes: Clock::new(each), dirs: Clock::new(usize::MAX), names: 0 };
         Meta {
+            ttl,
             shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
             names_max: each,
             now: AtomicU64::new(1),
             stamps: (0..STAMPS).map(|_| AtomicU64::new(0)).collect(),
+            name_stamps: (0..STAMPS).map(|_| AtomicU64::new(0)).collect(),
             cleared: AtomicU64::new(0),
             versions: AtomicU64::new(1),
             hits: AtomicU64::new(0),
@@ -128,21 +140,33 @@ impl Meta {
         self.shards[n].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stamp(&self, id: NodeId) -> &AtomicU64 {
-        &self.stamps[(id.0 % STAMPS as u64) as usize]
-    }
-
     pub fn now(&self) -> Since {
         Since(self.now.load(Ordering::Acquire))
     }
 
     fn touch(&self, id: NodeId) {
+        self.stamp(&self.stamps, id);
+    }
+
+    fn touch_names(&self, dir: NodeId) {
+        self.stamp(&self.name_stamps, dir);
+    }
+
+    fn stamp(&self, stamps: &[AtomicU64], id: NodeId) {
         let now = self.now.fetch_add(1, Ordering::AcqRel) + 1;
-        self.stamp(id).fetch_max(now, Ordering::AcqRel);
+        stamps[slot(id)].fetch_max(now, Ordering::AcqRel);
     }
 
     fn holds(&self, id: NodeId, since: Since) -> bool {
-        self.stamp(id).load(Ordering::Acquire) <= since.0
+        self.is_older(&self.stamps, id, since)
+    }
+
+    fn names_hold(&self, dir: NodeId, since: Since) -> bool {
+        self.is_older(&self.name_stamps, dir, since)
+    }
+
+    fn is_older(&self, stamps: &[AtomicU64], id: NodeId, since: Since) -> bool {
+        stamps[slot(id)].load(Ordering::Acquire) <= since.0
             && self.cleared.load(Ordering::Acquire) <= since.0
     }
 
@@ -164,6 +188,7 @@ impl Meta {
 
     pub fn put_attr(&self, since: Since, attr: &Attr, until: Until) {
         let mut s = self.shard(attr.id);
+        let until = until.or_else(|| s.doubt(attr).then(|| Instant::now() + self.ttl));
         // A file without a name goes with its last handle, and nobody tells.
         if attr.nlink > 0 && self.holds(attr.id, since) {
             s.nodes.entry(attr.id, Node::default).attr = Some((attr.clone(), until));
@@ -217,22 +242,22 @@ impl Meta {
         until: Until,
     ) {
         let mut s = self.shard(dir);
-        let told = if self.holds(dir, since) { leads_to } else { None };
+        let told = if self.names_hold(dir, since) { leads_to } else { None };
         let d = s.dirs.entry(dir, Dir::default);
         d.set(name, told, until);
         s.bound(dir, self.names_max);
     }
 
-    /// The node that `name` led to when last seen.
+    /// The node that `name` led to when that was last known.
     pub fn node_at(&self, dir: NodeId, name: &OsStr) -> Option<NodeId> {
         let mut s = self.shard(dir);
-        s.dirs.get(&dir).and_then(|d| d.find(name)).flatten()
+        s.dirs.get(&dir)?.entries.get(name)?.last
     }
 
     /// A directory that was just made: nothing is in it.
     pub fn put_empty(&self, since: Since, dir: NodeId, until: Until) {
         let mut s = self.shard(dir);
-        if self.holds(dir, since) {
+        if self.names_hold(dir, since) {
             s.dirs.entry(dir, Dir::default).complete = Some(until);
             s.bound(dir, self.names_max);
         }
@@ -262,7 +287,7 @@ impl Meta {
             self.put_attr(since, &e.attr, until);
         }
         let mut s = self.shard(dir);
-        let holds = |since| self.holds(dir, since);
+        let holds = |since| self.names_hold(dir, since);
         let names_max = self.names_max;
         let d = s.dirs.entry(dir, Dir::default);
         if !holds(since) {
@@ -292,7 +317,7 @@ impl Meta {
             return;
         }
         d.entries =
-            growing.entries.iter().map(|e| (e.name.clone(), (Some(Some(e.node)), until))).collect();
+            growing.entries.iter().map(|e| (e.name.clone(), Entry::there(e.node, until))).collect();
         d.complete = Some(until);
         d.listing = Some((Arc::new(growing.entries), growing.generation));
         s.bound(dir, names_max);
@@ -334,6 +359,7 @@ impl Meta {
         if !self.holds(attr.id, since) {
             return;
         }
+        let until = until.or_else(|| s.doubt(attr).then(|| Instant::now() + self.ttl));
         let node = s.nodes.entry(attr.id, Node::default);
         node.attr = (attr.nlink > 0).then(|| (attr.clone(), until));
         node.edits += 1;
@@ -345,6 +371,7 @@ impl Meta {
     /// Nothing is known of a node any more.
     pub fn forget(&self, id: NodeId) {
         self.touch(id);
+        self.touch_names(id);
         let mut s = self.shard(id);
         s.nodes.remove(&id);
         s.drop_dir(id);
@@ -352,6 +379,7 @@ impl Meta {
 
     fn forget_entry(&self, dir: NodeId, name: &OsStr) {
         self.expire_attr(dir);
+        self.touch_names(dir);
         let mut s = self.shard(dir);
         if let Some(d) = s.dirs.get(&dir) {
             d.set(name, None, None);
@@ -370,6 +398,7 @@ impl Meta {
             Event::All { node, .. } => self.forget(*node),
             Event::Dir(dir) => {
                 self.expire_attr(*dir);
+                self.touch_names(*dir);
                 self.shard(*dir).drop_dir(*dir);
             }
             Event::Entry { dir, name } => self.forget_entry(*dir, name),
@@ -388,9 +417,14 @@ impl Meta {
         }
     }
 
-    pub fn until(live: bool, ttl: Duration) -> Until {
-        if live { None } else { Some(Instant::now() + ttl) }
+    /// How long an answer of a tree may be believed.
+    pub fn until(&self, live: bool) -> Until {
+        if live { None } else { Some(Instant::now() + self.ttl) }
     }
+}
+
+fn slot(id: NodeId) -> usize {
+    (id.0 % STAMPS as u64) as usize
 }
 
 fn is_fresh(until: Until) -> bool {
@@ -403,16 +437,24 @@ impl Node {
     }
 }
 
+impl Entry {
+    fn there(node: NodeId, until: Until) -> Entry {
+        Entry { leads_to: Some(Some(node)), until, last: Some(node) }
+    }
+}
+
 impl Dir {
     fn set(&mut self, name: &OsStr, leads_to: Option<Option<NodeId>>, until: Until) {
-        self.entries.insert(name.into(), (leads_to, until));
+        let before = self.entries.get(name).and_then(|e| e.last);
+        let last = leads_to.map_or(before, |known| known);
+        self.entries.insert(name.into(), Entry { leads_to, until, last });
         self.listing = None;
         self.growing = None;
     }
 
     fn find(&self, name: &OsStr) -> Option<Option<NodeId>> {
         match self.entries.get(name) {
-            Some((known, until)) if is_fresh(*until) => *known,
+            Some(e) if is_fresh(e.until) => e.leads_to,
             Some(_) => None,
             None => self.complete.filter(|until| is_fresh(*until)).map(|_| None),
         }
@@ -420,6 +462,15 @@ impl Dir {
 }
 
 impl Shard {
+    /// True where events cannot be relied on: of a directory that nobody has looked into, and of a file that
+    /// may be changed by a name somewhere else.
+    fn doubt(&mut self, attr: &Attr) -> bool {
+        match attr.kind {
+            Kind::Dir => self.dirs.get(&attr.id).is_none(),
+            _ => attr.nlink > 1,
+        }
+    }
+
     /// Counts what a directory has come to cost, and lets go of others. Called after each change of
     /// `dir`.
     fn bound(&mut self, dir: NodeId, max: usize) {
@@ -443,9 +494,10 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vfs::{DirEntry, DirPage, Kind};
+    use crate::vfs::{DirEntry, DirPage};
 
     const DIR: NodeId = NodeId(2);
+    const TTL: Duration = Duration::from_secs(60);
 
     fn attr(id: u64) -> Attr {
         Attr {
@@ -476,7 +528,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_an_event_overtook_is_not_kept() {
-        let m = Meta::new(1 << 20);
+        let m = Meta::new(1 << 20, TTL);
         let since = m.now();
         m.heard(&Event::Attr(NodeId(5)));
         m.put_attr(since, &attr(5), None);
@@ -495,7 +547,7 @@ mod tests {
 
     #[test]
     fn a_directory_read_to_its_end_is_known_whole() {
-        let m = Meta::new(1 << 20);
+        let m = Meta::new(1 << 20, TTL);
         m.put_page(m.now(), DIR, 0, &page(0..3, false), None);
         assert_eq!(m.entry(DIR, name("f1")), Found::Unknown);
         m.put_page(m.now(), DIR, 3, &page(3..5, true), None);
@@ -517,7 +569,7 @@ mod tests {
 
     #[test]
     fn content_has_a_new_version_when_others_changed_it() {
-        let m = Meta::new(1 << 20);
+        let m = Meta::new(1 << 20, TTL);
         let id = NodeId(9);
         let first = m.version(id, 7);
         assert_eq!(m.version(id, 7), first);
@@ -534,8 +586,21 @@ mod tests {
     }
 
     #[test]
+    fn what_events_do_not_tell_grows_old() {
+        let m = Meta::new(1 << 20, Duration::ZERO);
+        m.put_attr(m.now(), &Attr { nlink: 2, ..attr(5) }, None);
+        assert_eq!(m.attr(NodeId(5)), None, "it has another name somewhere");
+        let dir = Attr { kind: Kind::Dir, nlink: 2, ..attr(DIR.0) };
+        m.put_attr(m.now(), &dir, None);
+        assert_eq!(m.attr(DIR), None, "nobody has looked into it");
+        m.put_empty(m.now(), DIR, None);
+        m.put_attr(m.now(), &dir, None);
+        assert_eq!(m.attr(DIR), Some(dir));
+    }
+
+    #[test]
     fn answers_of_trees_that_tell_nothing_grow_old() {
-        let m = Meta::new(1 << 20);
+        let m = Meta::new(1 << 20, TTL);
         let past = Some(Instant::now());
         m.put_attr(m.now(), &attr(5), past);
         m.put_entry(m.now(), DIR, name("x"), Some(None), past);
@@ -547,7 +612,7 @@ mod tests {
 
     #[test]
     fn no_more_is_kept_than_was_asked_for() {
-        let m = Meta::new(1 << 16);
+        let m = Meta::new(1 << 16, TTL);
         for dir in 0..2000u64 {
             for n in 0..20u64 {
                 let id = NodeId(10_000 + dir * 20 + n);

@@ -104,7 +104,7 @@ pub struct Cached {
 impl Cached {
     pub fn new(inner: Arc<dyn Tree>, workers: Workers) -> Arc<Cached> {
         let cached = Arc::new(Cached {
-            meta: Meta::new(workers.options.bytes / 2),
+            meta: Meta::new(workers.options.bytes / 2, workers.options.ttl),
             behind: Arc::default(),
             sender: OnceLock::new(),
             files: RwLock::default(),
@@ -153,7 +153,7 @@ impl Cached {
     }
 
     fn until(&self) -> Until {
-        Meta::until(self.inner.is_live(), self.workers.options.ttl)
+        self.meta.until(self.inner.is_live())
     }
 
     /// A file that the tree does not know any more is not looked for here again.

@@ -35,7 +35,7 @@ impl Cached {
         self.meta.drop_attr(dir);
     }
 
-    /// Notes that (`dir`, `name`) is no more, and that its node has a link less.
+    /// Notes that (`dir`, `name`) is no more, and that its node has a link less, if that.
     fn removed(&self, since: super::meta::Since, dir: NodeId, name: Name<'_>) {
         if let Some(node) = self.meta.node_at(dir, name.as_os_str()) {
             self.meta.drop_attr(node);

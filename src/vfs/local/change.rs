@@ -1,9 +1,10 @@
 //! Changes of names and attributes. Each is one call of the host on (directory descriptor, name), then
 //! the table of ids follows, then the watchers are told (in the order of spec: fs 5).
 
+use super::file::entry;
 use super::resolve::Node;
 use super::sys;
-use super::{Event, Local};
+use super::{Core, Event};
 use crate::base::{Error, Result};
 use crate::vfs::{Attr, Handle, Kind, NodeId, RenameFlags, SetAttr, SetTime, XattrFlags};
 use nix::fcntl::AtFlags;
@@ -15,7 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 
 const SET_ID_BITS: u32 = libc::S_ISUID | libc::S_ISGID;
 
-impl Local {
+impl Core {
     pub(super) fn make_dir(&self, dir: &Node, name: &OsStr, mode: u32) -> Result<Attr> {
         nix::sys::stat::mkdirat(dir, name, Mode::from_bits_truncate(mode & 0o1777))?;
         self.made(dir, name)
@@ -28,7 +29,7 @@ impl Local {
 
     fn made(&self, dir: &Node, name: &OsStr) -> Result<Attr> {
         let attr = self.attr(dir.id, name, &sys::stat(dir, name)?);
-        self.announce(&[Event::Dir(dir.id)]);
+        self.announce(&[entry(dir.id, name)]);
         Ok(attr)
     }
 
@@ -39,8 +40,10 @@ impl Local {
         let path = sys::proc_path(node);
         let follow = AtFlags::AT_SYMLINK_FOLLOW;
         nix::unistd::linkat(nix::fcntl::AT_FDCWD, path.as_c_str(), dir, name, follow)?;
-        let attr = self.attr(dir.id, name, &sys::stat(dir, name)?);
-        self.announce(&[Event::Dir(dir.id), Event::Attr(node.id)]);
+        let stat = sys::stat(dir, name)?;
+        let attr = self.attr(dir.id, name, &stat);
+        self.note(node.id, &stat);
+        self.announce(&[entry(dir.id, name), Event::Attr(node.id)]);
         Ok(attr)
     }
 
@@ -49,7 +52,7 @@ impl Local {
         nix::unistd::unlinkat(dir, name, how)?;
         let last = stat.kind() == Kind::Dir || stat.nlink() <= 1;
         let node = self.ids.remove(dir.id, name, last);
-        self.announce(&[Event::Dir(dir.id)]);
+        self.announce(&[entry(dir.id, name)]);
         if let (false, Some(node)) = (last, node) {
             self.announce(&[Event::Attr(node)]);
         }
@@ -86,9 +89,9 @@ impl Local {
             self.ids.remove(new.0, new.1, last);
             self.ids.rename(old, new);
         }
-        self.announce(&[Event::Dir(old.0)]);
-        if new.0 != old.0 {
-            self.announce(&[Event::Dir(new.0)]);
+        self.announce(&[entry(old.0, old.1), entry(new.0, new.1)]);
+        if let Some(other) = replaced.and_then(|r| self.ids.id(&r.key())) {
+            self.announce(&[Event::All { node: other, generation: None }]);
         }
         self.announce(&[Event::All { node, generation: None }]);
         Ok(())
@@ -132,6 +135,7 @@ impl Local {
             nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, path.as_c_str(), &a, &m, follow)?;
         }
         let stat = sys::stat(&node, OsStr::new(""))?;
+        self.note(id, &stat);
         self.announce(&[if set.size.is_some() {
             Event::All { node: id, generation: Some(stat.generation()) }
         } else {

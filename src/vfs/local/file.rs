@@ -2,9 +2,11 @@
 
 use super::resolve::Node;
 use super::sys;
-use super::{Event, Local};
+use super::{Core, Event};
 use crate::base::{Error, Result};
-use crate::vfs::{Attr, FileKind, Kind, LockKind, LockRequest, OpenFlags, Opened, Read, Written};
+use crate::vfs::{
+    Attr, FileKind, Kind, LockKind, LockRequest, NodeId, OpenFlags, Opened, Read, Written,
+};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use std::collections::BTreeMap;
@@ -58,6 +60,10 @@ impl OpenFile {
             }
         }
         Ok(Written::bytes(done))
+    }
+
+    pub fn stat(&self) -> Result<sys::Stat> {
+        sys::stat(&self.file, OsStr::new(""))
     }
 
     pub fn set_len(&self, size: u64) -> Result<()> {
@@ -114,7 +120,7 @@ impl OpenFile {
     }
 }
 
-impl Local {
+impl Core {
     pub(super) fn open_node(&self, node: &Node, flags: OpenFlags) -> Result<Opened> {
         match node.stat.kind() {
             Kind::File => {}
@@ -140,6 +146,9 @@ impl Local {
         };
         let handle = self.handles.insert(node.id, OpenFile::new(file, flags))?;
         if flags.truncate {
+            if let Ok(stat) = sys::stat(node, OsStr::new("")) {
+                self.note(node.id, &stat);
+            }
             let generation = Some(generation);
             self.announce(&[Event::Data { node: node.id, generation }]);
         }
@@ -187,12 +196,18 @@ impl Local {
         let attr = self.attr(dir.id, name, &stat);
         let handle = self.handles.insert(attr.id, OpenFile::new(file, flags))?;
         let generation = attr.generation;
+        self.note(attr.id, &stat);
         self.announce(&[
-            Event::Dir(dir.id),
+            entry(dir.id, name),
             Event::All { node: attr.id, generation: Some(generation) },
         ]);
         Ok((attr, Opened { handle, kind: FileKind::Plain, generation }))
     }
+}
+
+/// One entry of a directory has changed.
+pub(super) fn entry(dir: NodeId, name: &OsStr) -> Event {
+    Event::Entry { dir, name: name.into() }
 }
 
 /// O_NONBLOCK: should it be something else than a file after all, nobody waits for it.

@@ -4,7 +4,7 @@
 //! directory (overlayfs), the descriptors of the walks going on are kept for their next page.
 
 use super::sys;
-use super::{HIDDEN, Local};
+use super::{Core, HIDDEN};
 use crate::base::Result;
 use crate::vfs::{Cx, DirEntry, DirPage, NodeId, PageLimit, ReadDir};
 use nix::fcntl::OFlag;
@@ -46,7 +46,7 @@ impl Walks {
     }
 }
 
-impl Local {
+impl Core {
     pub(super) fn page(&self, cx: &Cx, at: ReadDir) -> Result<DirPage> {
         let dir = self.dir(at.dir)?;
         let kept = if at.cookie == 0 { None } else { self.walks.take(at.dir, at.cookie) };

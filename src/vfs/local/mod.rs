@@ -8,23 +8,26 @@ mod file;
 mod listing;
 mod resolve;
 mod sys;
+mod watch;
 
 use super::ids::{self, Ids, Numbering};
 use super::watchers::Watchers;
 use super::{
-    Attr, Caps, Cx, DirPage, Event, EventSink, Handle, LockRequest, NodeId, OpenFlags, Opened,
-    Read, ReadDir, RenameFlags, SetAttr, StatFs, Tree, Watch, Written, XattrFlags,
+    Attr, Caps, Cx, DirPage, Event, EventSink, Handle, LockKind, LockRequest, NodeId, OpenFlags,
+    Opened, Read, ReadDir, RenameFlags, SetAttr, StatFs, Tree, Watch, Written, XattrFlags,
 };
 use crate::base::{Error, Name, Result, ResultExt, TreePath};
 use bytes::Bytes;
 use file::OpenFile;
 use resolve::{Dirs, Node};
 use std::ffi::OsStr;
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use sys::{FileKey, Stat};
+use watch::Watching;
 
 /// Entries of this name do not exist for clients (spec: fs 4).
 const HIDDEN: &str = ".spiderweb-sandbox";
@@ -42,7 +45,10 @@ impl Default for LocalOptions {
     }
 }
 
-pub struct Local {
+pub struct Local(Arc<Core>);
+
+/// What the thread that watches shares with the tree.
+pub struct Core {
     root: Arc<OwnedFd>,
     root_key: FileKey,
     read_only: bool,
@@ -51,6 +57,25 @@ pub struct Local {
     walks: listing::Walks,
     handles: super::handles::Handles<OpenFile>,
     watchers: Watchers,
+    /// `None`: changes behind our back are not told.
+    watching: Option<Watching>,
+    start: Once,
+}
+
+impl Deref for Local {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        &self.0
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        if let Some(watching) = &self.watching {
+            watching.nudge();
+        }
+    }
 }
 
 impl Local {
@@ -64,7 +89,10 @@ impl Local {
             return Err(e.context(path.display()));
         }
         sys::probe(&root).context(path.display())?;
-        Ok(Local {
+        let watching = Watching::new(&root);
+        Ok(Local(Arc::new(Core {
+            watching,
+            start: Once::new(),
             root,
             root_key: stat.key(),
             read_only: options.read_only,
@@ -73,9 +101,11 @@ impl Local {
             walks: listing::Walks::default(),
             handles: Default::default(),
             watchers: Watchers::default(),
-        })
+        })))
     }
+}
 
+impl Core {
     /// The attributes of what was just seen at (`dir`, `name`).
     fn attr(&self, dir: NodeId, name: &OsStr, stat: &Stat) -> Attr {
         stat.attr(self.ids.intern(&stat.key(), dir, name))
@@ -110,7 +140,7 @@ impl Tree for Local {
             symlink: true,
             xattr: true,
             locks: true,
-            native_watch: false,
+            native_watch: self.is_live(),
         }
     }
 
@@ -120,6 +150,7 @@ impl Tree for Local {
     }
 
     fn getattr(&self, _: &Cx, node: NodeId) -> Result<Attr> {
+        self.look_around(node);
         Ok(self.node(node)?.stat.attr(node))
     }
 
@@ -133,6 +164,7 @@ impl Tree for Local {
     }
 
     fn open(&self, _: &Cx, node: NodeId, flags: OpenFlags) -> Result<Opened> {
+        self.look_around(node);
         self.open_node(&self.node(node)?, flags)
     }
 
@@ -155,8 +187,10 @@ impl Tree for Local {
     fn write(&self, _: &Cx, handle: Handle, offset: u64, data: Bytes) -> Result<Written> {
         let (node, file) = self.handles.get(handle)?;
         let written = file.write(offset, &data)?;
-        self.announce(&[Event::Data { node, generation: None }]);
-        Ok(written)
+        let stat = file.stat()?;
+        self.note(node, &stat);
+        self.announce(&[Event::Data { node, generation: Some(stat.generation()) }]);
+        Ok(Written { attr: Some(stat.attr(node)), ..written })
     }
 
     fn flush(&self, _: &Cx, handle: Handle) -> Result<Written> {
@@ -251,7 +285,12 @@ impl Tree for Local {
     }
 
     fn lock(&self, _: &Cx, handle: Handle, request: LockRequest) -> Result<()> {
-        self.handles.get(handle)?.1.lock(request)
+        let (node, file) = self.handles.get(handle)?;
+        file.lock(request)?;
+        if request.kind != LockKind::Unlock {
+            self.tell_state(node, &file.stat()?);
+        }
+        Ok(())
     }
 
     fn statfs(&self, _: &Cx, node: NodeId) -> Result<StatFs> {
@@ -278,7 +317,14 @@ impl Tree for Local {
         self.ids.forget(node);
     }
 
+    fn is_live(&self) -> bool {
+        self.watching.as_ref().is_some_and(Watching::is_live)
+    }
+
     fn watch(&self, sink: EventSink) -> Result<Watch> {
+        if self.watching.is_some() {
+            self.start.call_once(|| Watching::start(&self.0));
+        }
         Ok(self.watchers.add(sink))
     }
 }

@@ -2,7 +2,7 @@
 //! and is only taken when it is the same inode; where somebody else moved it, by a descriptor that is
 //! still held, and only while that is inside the root.
 
-use super::Local;
+use super::Core;
 use super::sys::{self, FileKey, Stat};
 use crate::base::{Error, Name, PATH_MAX, Result, TreePath};
 use crate::vfs::{Kind, NodeId, ids};
@@ -51,7 +51,7 @@ impl Dirs {
     }
 }
 
-impl Local {
+impl Core {
     /// Errors: ESTALE when the node is gone, replaced, outside, or forgotten; ENAMETOOLONG below a path
     /// of 4096 bytes.
     pub(super) fn node(&self, id: NodeId) -> Result<Node> {
@@ -70,12 +70,13 @@ impl Local {
         }
     }
 
-    /// Errors: those of [`Local::node`]; ENOTDIR.
+    /// Errors: those of [`Core::node`]; ENOTDIR.
     pub(super) fn dir(&self, id: NodeId) -> Result<Node> {
         let node = self.node(id)?;
         if node.stat.kind() != Kind::Dir {
             return Err(Error::from_errno(libc::ENOTDIR, "node is not a directory"));
         }
+        self.look(id, &node.fd);
         self.dirs.keep(id, &node.fd);
         Ok(node)
     }

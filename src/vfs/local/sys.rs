@@ -57,6 +57,16 @@ impl Stat {
         u64::try_from(ns(self.0.stx_mtime)).unwrap_or(0)
     }
 
+    /// A number that changes with whatever a client can see of the file.
+    pub fn state(&self) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let s = &self.0;
+        let mut hasher = DefaultHasher::new();
+        (ns(s.stx_mtime), ns(s.stx_ctime), s.stx_size).hash(&mut hasher);
+        (s.stx_mode, s.stx_nlink, s.stx_uid, s.stx_gid).hash(&mut hasher);
+        hasher.finish()
+    }
+
     pub fn attr(&self, id: NodeId) -> Attr {
         Attr {
             id,
