@@ -10,6 +10,8 @@ bindir      := $(DESTDIR)$(PREFIX)/bin
 sbindir     := $(DESTDIR)$(PREFIX)/sbin
 mandir      := $(DESTDIR)$(PREFIX)/share/man
 docdir      := $(DESTDIR)$(PREFIX)/share/doc/spiderweb
+servicedir  := $(DESTDIR)$(PREFIX)/share/spiderweb/services
+driverdir   := $(DESTDIR)$(PREFIX)/libexec/spiderweb
 PROGRAMS    := spiderweb spiderweb-config spiderweb-control spiderweb-fs-node spiderweb-fs-mount
 
 .DEFAULT_GOAL := build
@@ -50,16 +52,23 @@ demo: setup-demo ## Show an agent at work: gateway, two nodes, a mount, a failov
 	PROVIDER='$(PROVIDER)' MODEL='$(MODEL)' tests/demo target/release
 
 install: release ## Install below $(DESTDIR)$(PREFIX)
+	$(CARGO) build --locked --release --example echo-driver
 	install -d $(bindir) $(sbindir) $(mandir)/man1 $(mandir)/man5 $(mandir)/man7 $(mandir)/man8 $(docdir)
+	install -d $(servicedir) $(driverdir)
 	install -m 0755 $(addprefix target/release/,$(PROGRAMS)) $(bindir)
 	ln -sf ../bin/spiderweb-fs-mount $(sbindir)/mount.spiderweb
 	for page in man/*.[1-8]; do install -m 0644 $$page $(mandir)/man$${page##*.}/ || exit 1; done
 	install -m 0644 README.md ARCHITECTURE.md CHANGELOG.md LICENSE $(docdir)
+	install -m 0755 target/release/examples/echo-driver $(driverdir)
+	sed 's|/usr/local/|$(PREFIX)/|' examples/echo.json > $(servicedir)/echo.json
+	chmod 0644 $(servicedir)/echo.json
 
 uninstall: ## Remove what install installed
 	rm -f $(addprefix $(bindir)/,$(PROGRAMS)) $(sbindir)/mount.spiderweb
 	for page in man/*.[1-8]; do rm -f $(mandir)/man$${page##*.}/$${page##*/}; done
 	rm -rf $(docdir)
+	rm -f $(driverdir)/echo-driver $(servicedir)/echo.json
+	-rmdir $(servicedir) $(DESTDIR)$(PREFIX)/share/spiderweb $(driverdir)
 
 clean: ## Remove what was built
 	$(CARGO) clean

@@ -101,6 +101,11 @@ impl Args {
         values.iter().map(|v| text(flag, v)).collect()
     }
 
+    /// All values as they were given, which for paths need not be UTF-8.
+    pub fn all_os(&self, flag: &str) -> impl Iterator<Item = &OsStr> {
+        self.values.get(flag).into_iter().flatten().map(OsString::as_os_str)
+    }
+
     pub fn string(&self, flag: &str) -> Result<Option<String>> {
         self.os(flag).map(|v| text(flag, v)).transpose()
     }

@@ -5,20 +5,24 @@ use super::{Args, Flag, Program, TOKEN_FILE_MAX, usage};
 use crate::base::{Code, Deadline, Error, Result, ResultExt, Signal, Signals, id};
 use crate::config::Env;
 use crate::net::WsUrl;
-use crate::node::{self, Backoff, ExportSpec, Membership, Mode, Options, Pairing, Way};
+use crate::node::{self, Backoff, ExportSpec, Membership, Mode, Options, Pairing, Sources, Way};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub const PROGRAM: Program = Program {
     name: "spiderweb-fs-node",
     section: 1,
-    about: "exports directories of this machine to a spiderweb gateway or to clients",
+    about: "exports directories and services of this machine to a spiderweb gateway or to clients",
     usage: &["[options]", "--control-url <ws-url> [options]"],
     commands: &[],
     flags: &[
-        Flag::repeated("--export", "spec", "NAME=DIRECTORY[:ro|:rw] [work=.:rw]"),
+        Flag::repeated(
+            "--export",
+            "spec",
+            "NAME=DIRECTORY[:ro|:rw] [work=. if there is nothing else]",
+        ),
         Flag::value("--bind", "ip", "Listen on this address [127.0.0.1]"),
         Flag::value("--port", "n", "Listen on this port, 0 for a free one [18891]"),
         Flag::value("--auth-token", "token", "Token asked of clients; better in a file"),
@@ -28,6 +32,11 @@ pub const PROGRAM: Program = Program {
             "--control-auth-token",
             "token",
             "Bearer token for the gateway; better in SPIDERWEB_AUTH_TOKEN",
+        ),
+        Flag::value(
+            "--operator-token",
+            "token",
+            "Approve the own request to join; needs a token for the gateway",
         ),
         Flag::value("--pair-mode", "mode", "invite or request [invite with a token, else request]"),
         Flag::value(
@@ -48,11 +57,20 @@ pub const PROGRAM: Program = Program {
         Flag::value("--reconnect-backoff-max-ms", "n", "Longest wait after failures [60000]"),
         Flag::repeated("--label", "key=value", "Label shown by the gateway"),
         Flag::switch("--no-fs-service", "Do not publish the service fs"),
+        Flag::repeated("--terminal-id", "id", "Offer a terminal"),
+        Flag::repeated("--service-manifest", "file", "Offer the service that this file describes"),
+        Flag::repeated("--services-dir", "dir", "Offer the services of all .json files in here"),
+        Flag::value(
+            "--manifest-reload-interval-ms",
+            "n",
+            "Time between looks at the manifests, with --control-url [2000]",
+        ),
     ],
     examples: &[
         "spiderweb-fs-node --export work=.:rw",
         "spiderweb-fs-node --export docs=/srv/docs:ro --control-url ws://gateway:18790/",
         "SPIDERWEB_INVITE_TOKEN=inv-... spiderweb-fs-node --control-url ws://gateway:18790/",
+        "spiderweb-fs-node --services-dir /usr/local/share/spiderweb/services --terminal-id 1",
     ],
 };
 
@@ -61,6 +79,10 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Labels that a gateway takes of one node, and bytes of a value.
 const LABELS_MAX: usize = 100;
 const LABEL_VALUE_MAX: usize = 512;
+/// So that `terminal-ID` is a name that a gateway takes.
+const TERMINAL_ID_MAX: usize = 119;
+const TERMINALS_MAX: usize = 32;
+const RELOAD_INTERVAL_MS: u64 = 2_000;
 /// Shortest lease that a gateway gives.
 const LEASE_MIN_MS: u64 = 1000;
 
@@ -71,7 +93,8 @@ pub fn run(args: Args) -> Result<()> {
     let signals = Signals::install()?;
     let running = node::start(options)?;
     while signals.wait() == Signal::Reload {
-        log::info!("nothing to reload");
+        log::info!("reading the manifests of services again");
+        running.reload();
     }
     log::info!("stopping");
     running.stop(Deadline::after(GRACE));
@@ -83,16 +106,44 @@ fn options(args: &Args, env: &Env) -> Result<Options> {
     if !id::is_identifier(&name, 128) {
         return Err(usage(format!("--node-name {name:?}: 1 to 128 of A-Z a-z 0-9 . _ -")));
     }
-    let mut exports: Vec<ExportSpec> =
+    let exports: Vec<ExportSpec> =
         args.all("--export")?.iter().map(|spec| spec.parse()).collect::<Result<_>>()?;
-    if exports.is_empty() {
-        exports.push("work=.:rw".parse()?);
-    }
     let mode = match args.string("--control-url")? {
         Some(url) => Mode::Member(Box::new(membership(args, env, &url)?)),
-        None => Mode::Alone { addr: addr(args)?, token: client_token(args, env)? },
+        None => Mode::Alone {
+            addr: addr(args)?,
+            token: client_token(args, env)?,
+            state_file: args.os("--state-file").map(PathBuf::from),
+        },
     };
-    Ok(Options { name, exports, mode })
+    let paths = |flag: &str| args.all_os(flag).map(PathBuf::from).collect();
+    let manifests = Sources { files: paths("--service-manifest"), dirs: paths("--services-dir") };
+    let interval_ms = args.parsed("--manifest-reload-interval-ms", "a number of milliseconds")?;
+    Ok(Options {
+        name,
+        exports,
+        manifests,
+        reload_interval_ms: interval_ms.filter(|ms| *ms > 0).unwrap_or(RELOAD_INTERVAL_MS),
+        terminals: terminals(args)?,
+        mode,
+    })
+}
+
+fn terminals(args: &Args) -> Result<Vec<String>> {
+    let ids = args.all("--terminal-id")?;
+    for (n, id) in ids.iter().enumerate() {
+        if !id::is_identifier(id, TERMINAL_ID_MAX) {
+            let text = format!("--terminal-id {id:?}: 1 to {TERMINAL_ID_MAX} of A-Z a-z 0-9 . _ -");
+            return Err(usage(text));
+        }
+        if ids[..n].contains(id) {
+            return Err(usage(format!("--terminal-id {id:?} is given twice")));
+        }
+    }
+    if ids.len() > TERMINALS_MAX {
+        return Err(usage(format!("--terminal-id: at most {TERMINALS_MAX} terminals")));
+    }
+    Ok(ids)
 }
 
 fn addr(args: &Args) -> Result<SocketAddr> {
@@ -139,6 +190,13 @@ fn membership(args: &Args, env: &Env, url: &str) -> Result<Membership> {
         );
     }
     let token = given("--control-auth-token", "SPIDERWEB_AUTH_TOKEN")?;
+    let operator_token = args.string("--operator-token")?.filter(|t| !t.is_empty());
+    if operator_token.is_some() && token.is_none() {
+        return Err(usage(
+            "--operator-token needs --control-auth-token or SPIDERWEB_AUTH_TOKEN: only who may \
+             approve nodes can approve this one",
+        ));
+    }
     let invite = given("--invite-token", "SPIDERWEB_INVITE_TOKEN")?;
     let pairing = match (args.string("--pair-mode")?.as_deref(), invite) {
         (Some("invite") | None, Some(token)) => Pairing::Invite(token),
@@ -176,6 +234,7 @@ fn membership(args: &Args, env: &Env, url: &str) -> Result<Membership> {
         backoff: Backoff { base_ms, max_ms },
         fs_service: !args.has("--no-fs-service"),
         labels: labels(args)?,
+        operator_token,
     })
 }
 

@@ -14,6 +14,7 @@ use crate::wire::fs::{self, Call, Op, Reply};
 use bytes::Bytes;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::Arc;
 
 /// Entries of one READDIRP reply (spec: fs 8).
 const ENTRIES_MAX: u32 = 16_384;
@@ -32,20 +33,20 @@ pub enum Attempt {
 }
 
 /// A node of an export.
-struct At<'a> {
+struct At {
     index: usize,
-    export: &'a Export,
+    export: Arc<Export>,
     node: NodeId,
 }
 
-impl<'a> At<'a> {
-    fn of(ready: &'a Ready, id: u64) -> Result<At<'a>> {
+impl At {
+    fn of(ready: &Ready, id: u64) -> Result<At> {
         let (index, export, node) = ready.exports().node(id)?;
         Ok(At { index, export, node })
     }
 
     /// The same, where something is to be changed. Errors: EROFS.
-    fn changing(ready: &'a Ready, id: u64) -> Result<At<'a>> {
+    fn changing(ready: &Ready, id: u64) -> Result<At> {
         let at = At::of(ready, id)?;
         at.export.writable()?;
         Ok(at)
@@ -194,12 +195,12 @@ fn xattr(ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
 }
 
 /// An entry of a directory; for clients that do not know symlinks, what one leads to.
-fn child(ready: &Ready, cx: &Cx, at: &At<'_>, name: &OsStr) -> Result<Attr> {
+fn child(ready: &Ready, cx: &Cx, at: &At, name: &OsStr) -> Result<Attr> {
     let attr = at.export.tree.lookup(cx, at.node, convert::name(name)?)?;
     follow(ready, cx, at, name, attr)
 }
 
-fn follow(ready: &Ready, cx: &Cx, at: &At<'_>, name: &OsStr, attr: Attr) -> Result<Attr> {
+fn follow(ready: &Ready, cx: &Cx, at: &At, name: &OsStr, attr: Attr) -> Result<Attr> {
     if attr.kind != Kind::Symlink || ready.negotiated(Op::Readlink) {
         return Ok(attr);
     }
@@ -324,7 +325,7 @@ fn listing(ready: &Ready, cx: &Cx, dir: u64, cookie: u64, limit: PageLimit) -> R
 
 /// A page for clients that go on by the tree's own cookies: two walks through one directory do not get
 /// in each other's way. Without `.` and `..`, which they make themselves.
-fn page(cx: &Cx, at: &At<'_>, cookie: u64, limit: PageLimit) -> Result<Attempt> {
+fn page(cx: &Cx, at: &At, cookie: u64, limit: PageLimit) -> Result<Attempt> {
     let page = at.export.tree.readdir(cx, ReadDir { dir: at.node, cookie, limit })?;
     let next = page.entries.last().map_or(cookie, |e| e.cookie);
     let entry = |e: crate::vfs::DirEntry| {
@@ -336,14 +337,14 @@ fn page(cx: &Cx, at: &At<'_>, cookie: u64, limit: PageLimit) -> Result<Attempt> 
 }
 
 /// What `..` shows: the directory above, or the directory itself where that is not to be had.
-fn parent(cx: &Cx, at: &At<'_>, own: Attr) -> Attr {
+fn parent(cx: &Cx, at: &At, own: Attr) -> Attr {
     let tree = &*at.export.tree;
     let above = tree.path(cx, at.node).ok().and_then(|p| p.split_last().map(|(dir, _)| dir));
     above.and_then(|dir: TreePath| walk::resolve(tree, cx, &dir).ok()).unwrap_or(own)
 }
 
 /// The tree's cookie behind `n` entries, for a position that was not sent in this session.
-fn skip(cx: &Cx, at: &At<'_>, n: u64) -> Result<u64> {
+fn skip(cx: &Cx, at: &At, n: u64) -> Result<u64> {
     let (mut cookie, mut left) = (0, n);
     while left > 0 {
         let entries = usize::try_from(left).unwrap_or(usize::MAX).min(PageLimit::DEFAULT.entries);
@@ -395,7 +396,7 @@ fn create(
 }
 
 /// Numbers an open file, or closes it again when it cannot be kept.
-fn kept(ready: &Ready, cx: &Cx, at: &At<'_>, open: Open) -> Result<u64> {
+fn kept(ready: &Ready, cx: &Cx, at: &At, open: Open) -> Result<u64> {
     let handle = open.handle;
     ready.held.keep(open).inspect_err(|_| {
         let _ = at.export.tree.release(cx, handle);
@@ -408,8 +409,7 @@ fn on_handle(ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
         Call::Close { h } => ready.held.forget(*h)?,
         _ => ready.held.opened(h)?,
     };
-    let export = ready.exports().get(open.export);
-    let export = export.ok_or_else(|| Error::new(Code::Ebadf, "unknown handle"))?;
+    let export = ready.exports().get(open.export)?;
     let tree = &export.tree;
     match call {
         Call::Read { off, len, .. } => {
@@ -428,7 +428,7 @@ fn on_handle(ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
             if data.len() > DATA_MAX {
                 return Err(Error::invalid("WRITE exceeds max_write"));
             }
-            write(ready, cx, export, &open, *off, data.clone())
+            write(ready, cx, &export, &open, *off, data.clone())
         }
         Call::Close { .. } => {
             let flushed = tree.flush(cx, open.handle);

@@ -1,10 +1,12 @@
 //! The table of exports, and how a node id on the wire names a node of one of them.
 
+use super::convert;
 use crate::base::{Code, Error, Result};
-use crate::vfs::{Caps, NodeId, Tree};
+use crate::vfs::{Caps, NodeId, Tree, Watch};
 use crate::wire::fs::{self, ExportCaps};
+use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// A tree under a name.
 #[derive(Clone)]
@@ -26,9 +28,27 @@ impl Export {
     }
 }
 
-/// The exports that one client sees. Their order gives the node ids.
+/// The exports that a client sees. They may come and go while it is connected; their places give the
+/// node ids, and the place of one that is gone is not given to another. Cloning shares the table.
 #[derive(Clone, Default)]
-pub struct Exports(Vec<Export>);
+pub struct Exports(Arc<RwLock<Table>>);
+
+#[derive(Default)]
+struct Table {
+    /// `None` where an export was taken out.
+    places: Vec<Option<Place>>,
+    sinks: Vec<(u64, WireSink)>,
+    last_sink: u64,
+}
+
+struct Place {
+    export: Arc<Export>,
+    /// Who listens to its tree.
+    watches: Vec<(u64, Watch)>,
+}
+
+/// Where events under wire ids go; as [`crate::vfs::EventSink`].
+pub type WireSink = Arc<dyn Fn(fs::Event) + Send + Sync>;
 
 /// Bits of a wire id that name the node within its export; ids stay below 2^53, so that every JSON
 /// reader holds them exactly (spec: fs 23.2 row 22).
@@ -36,34 +56,114 @@ const INNER_BITS: u32 = 40;
 const EXPORTS_MAX: usize = 1 << 12;
 
 impl Exports {
-    /// Errors: `usage` for a name that is empty or stands twice.
+    /// Errors: as [`Exports::change`].
     pub fn new(exports: Vec<Export>) -> Result<Exports> {
-        if exports.len() > EXPORTS_MAX {
-            return Err(Error::new(Code::Usage, format!("at most {EXPORTS_MAX} exports")));
+        let table = Exports::default();
+        table.change(&[], exports)?;
+        Ok(table)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes out the exports of these names and puts in new ones: all of it or, on an error, nothing.
+    /// What stays keeps its place, its tree and all that is open in it. Errors: `usage` for a name that
+    /// is empty or stands twice, and when there is no place left.
+    pub fn change(&self, gone: &[String], new: Vec<Export>) -> Result<()> {
+        let mut t = self.write();
+        let stays = t.places.iter().flatten().map(|p| &*p.export.name);
+        let mut names: HashSet<&str> = stays.filter(|n| !gone.iter().any(|g| g == n)).collect();
+        if let Some(bad) = new.iter().find(|e| e.name.is_empty() || !names.insert(&e.name)) {
+            let message = format!("export name {:?} is empty or stands twice", bad.name);
+            return Err(Error::new(Code::Usage, message));
         }
-        for (i, export) in exports.iter().enumerate() {
-            if export.name.is_empty() || exports[..i].iter().any(|e| e.name == export.name) {
-                let message = format!("export name {:?} is empty or stands twice", export.name);
-                return Err(Error::new(Code::Usage, message));
+        if t.places.len() + new.len() > EXPORTS_MAX {
+            let message = format!("at most {EXPORTS_MAX} exports may come and go in one run");
+            return Err(Error::new(Code::Usage, message));
+        }
+        let mut out = Vec::new();
+        for (index, place) in t.places.iter_mut().enumerate() {
+            if place.as_ref().is_some_and(|p| gone.contains(&p.export.name)) {
+                out.extend(place.take().map(|p| (index, p)));
             }
         }
-        Ok(Exports(exports))
+        let first = t.places.len();
+        let new = new.into_iter().map(|e| Place { export: Arc::new(e), watches: Vec::new() });
+        t.places.extend(new.map(Some));
+        let sinks = t.sinks.clone();
+        let added: Vec<_> = t.all().filter(|(index, _)| *index >= first).collect();
+        drop(t);
+        for (key, sink) in &sinks {
+            for root in out.iter().filter_map(|(index, _)| Exports::id(*index, NodeId::ROOT).ok()) {
+                sink(fs::Event::All { node: root, generation: None });
+            }
+            added.iter().for_each(|(index, export)| self.subscribe(*index, export, *key, sink));
+        }
+        Ok(())
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (usize, &Export)> {
-        self.0.iter().enumerate()
+    /// Calls `sink` for every change in any of the exports, those that are put in later included.
+    pub fn watch(&self, sink: WireSink) -> Watch {
+        let mut t = self.write();
+        t.last_sink += 1;
+        let key = t.last_sink;
+        t.sinks.push((key, sink.clone()));
+        let all: Vec<_> = t.all().collect();
+        drop(t);
+        all.iter().for_each(|(index, export)| self.subscribe(*index, export, key, &sink));
+        let exports = self.clone();
+        Watch::new(move || exports.unwatch(key))
     }
 
-    pub fn get(&self, index: usize) -> Option<&Export> {
-        self.0.get(index)
+    fn subscribe(&self, index: usize, export: &Export, key: u64, sink: &WireSink) {
+        let sink = sink.clone();
+        let watch = export.tree.watch(Arc::new(move |event| {
+            if let Some(event) = convert::event(index, event) {
+                sink(event);
+            }
+        }));
+        // A tree that announces nothing cannot be watched; its clients go by their time-outs.
+        let Ok(watch) = watch else { return };
+        let mut t = self.write();
+        let listens = t.sinks.iter().any(|(k, _)| *k == key);
+        match &mut t.places[index] {
+            Some(place) if listens => place.watches.push((key, watch)),
+            // A watch ends outside of the lock.
+            _ => drop((t, watch)),
+        }
     }
 
-    /// The export and node that a wire id names. Errors: ENOENT.
-    pub fn node(&self, id: u64) -> Result<(usize, &Export, NodeId)> {
+    fn unwatch(&self, key: u64) {
+        let mut t = self.write();
+        t.sinks.retain(|(k, _)| *k != key);
+        let places = t.places.iter_mut().flatten();
+        let ended: Vec<_> =
+            places.flat_map(|p| p.watches.extract_if(.., |(k, _)| *k == key)).collect();
+        drop((t, ended));
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.read().all().next().is_none()
+    }
+
+    /// Errors: ESTALE for one that is gone.
+    pub fn get(&self, index: usize) -> Result<Arc<Export>> {
+        let place = self.read().places.get(index).and_then(|p| Some(p.as_ref()?.export.clone()));
+        place.ok_or_else(|| Error::new(Code::Estale, "the export is gone"))
+    }
+
+    /// The export and node that a wire id names. Errors: ENOENT; ESTALE where the export is gone.
+    pub fn node(&self, id: u64) -> Result<(usize, Arc<Export>, NodeId)> {
         let index = usize::try_from(id >> INNER_BITS).ok().and_then(|i| i.checked_sub(1));
         let inner = id & ((1 << INNER_BITS) - 1);
-        let found = index.and_then(|i| Some((i, self.0.get(i)?, NodeId(inner))));
-        found.filter(|_| inner != 0).ok_or_else(|| Error::new(Code::Enoent, "unknown node"))
+        let index = index.filter(|i| inner != 0 && *i < self.read().places.len());
+        let index = index.ok_or_else(|| Error::new(Code::Enoent, "unknown node"))?;
+        Ok((index, self.get(index)?, NodeId(inner)))
     }
 
     /// The wire id of a node. Errors: EIO for a tree whose ids do not fit.
@@ -76,12 +176,15 @@ impl Exports {
 
     /// True for exports of the same names in the same order.
     pub fn is_alike(&self, other: &Exports) -> bool {
-        self.0.iter().map(|e| &e.name).eq(other.0.iter().map(|e| &e.name))
+        let names =
+            |e: &Exports| -> Vec<_> { e.read().all().map(|(_, e)| e.name.clone()).collect() };
+        Arc::ptr_eq(&self.0, &other.0) || names(self) == names(other)
     }
 
     /// What the hello tells: the logical AND over all exports (spec: fs 3.1).
     pub fn caps(&self) -> fs::Caps {
-        let all = |cap: fn(Caps) -> bool| self.0.iter().all(|e| cap(e.caps()));
+        let exports: Vec<_> = self.read().all().collect();
+        let all = |cap: fn(Caps) -> bool| exports.iter().all(|(_, e)| cap(e.caps()));
         fs::Caps {
             readdirp: true,
             symlink: all(|c| c.symlink),
@@ -95,7 +198,7 @@ impl Exports {
 
     /// As `exports` lists them.
     pub fn list(&self) -> Result<Vec<fs::Export>> {
-        let one = |(index, e): (usize, &Export)| {
+        let one = |(index, e): (usize, Arc<Export>)| {
             let caps = e.caps();
             Ok(fs::Export {
                 name: e.name.clone(),
@@ -114,7 +217,15 @@ impl Exports {
                 },
             })
         };
-        self.iter().map(one).collect()
+        let exports: Vec<_> = self.read().all().collect();
+        exports.into_iter().map(one).collect()
+    }
+}
+
+impl Table {
+    fn all(&self) -> impl Iterator<Item = (usize, Arc<Export>)> {
+        let places = self.places.iter().enumerate();
+        places.filter_map(|(index, p)| Some((index, p.as_ref()?.export.clone())))
     }
 }
 
@@ -174,6 +285,10 @@ impl std::str::FromStr for ExportSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::{Deadline, Name};
+    use crate::vfs::synthetic::MemDir;
+    use crate::vfs::{Cx, Synthetic};
+    use std::sync::Mutex;
 
     #[test]
     fn specs_are_read_as_documented() {
@@ -195,5 +310,46 @@ mod tests {
         assert!(id < 1 << 53);
         assert!(Exports::id(0, NodeId(1 << 40)).is_err());
         assert_eq!(Exports::default().node(7).err().unwrap().errno(), libc::ENOENT);
+    }
+
+    #[test]
+    fn exports_come_and_go_and_what_stays_is_not_touched() {
+        let export = |name: &str| Export {
+            name: name.into(),
+            tree: Arc::new(Synthetic::new(MemDir::new(1 << 20)).unwrap()),
+            ro: false,
+            desc: String::new(),
+            source_kind: "namespace".into(),
+            source_id: name.into(),
+        };
+        let exports = Exports::new(vec![export("a"), export("b")]).unwrap();
+        let heard = Arc::<Mutex<Vec<fs::Event>>>::default();
+        let sink = heard.clone();
+        let watch = exports.watch(Arc::new(move |e| sink.lock().unwrap().push(e)));
+        let (b, root_of_a) = (exports.get(1).unwrap(), Exports::id(0, NodeId::ROOT).unwrap());
+
+        exports.change(&["a".into()], vec![export("a"), export("c")]).unwrap();
+        assert!(Arc::ptr_eq(&b, &exports.get(1).unwrap()));
+        assert_eq!(exports.node(root_of_a).err().unwrap().errno(), libc::ESTALE);
+        let names: Vec<_> = exports.list().unwrap().into_iter().map(|e| e.name).collect();
+        assert_eq!(names, ["b", "a", "c"]);
+        let gone = fs::Event::All { node: root_of_a, generation: None };
+        assert_eq!(std::mem::take(&mut *heard.lock().unwrap()), [gone]);
+
+        let mkdir = |index: usize, name: &str| {
+            let (tree, cx) =
+                (exports.get(index).unwrap().tree.clone(), Cx::internal(Deadline::never()));
+            tree.mkdir(&cx, NodeId::ROOT, Name::new(name.as_ref()).unwrap(), 0o755).unwrap();
+        };
+        mkdir(3, "x");
+        assert!(!heard.lock().unwrap().is_empty(), "a new export is listened to");
+        drop(watch);
+        heard.lock().unwrap().clear();
+        mkdir(1, "y");
+        mkdir(3, "z");
+        assert!(heard.lock().unwrap().is_empty());
+
+        let e = exports.change(&["b".into()], vec![export("c")]).unwrap_err();
+        assert!(e.code == Code::Usage && exports.get(1).is_ok(), "all or nothing");
     }
 }

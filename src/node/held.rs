@@ -175,7 +175,7 @@ impl Held {
         };
         let cx = Cx::new(self.who.clone(), Deadline::after_ms(RELEASE_MS));
         for open in open.into_values() {
-            let Some(export) = self.exports.get(open.export) else { continue };
+            let Ok(export) = self.exports.get(open.export) else { continue };
             if let Err(e) = export.tree.release(&cx, open.handle) {
                 log::debug!("closing a file of a lost session: {e}");
             }

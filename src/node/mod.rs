@@ -9,11 +9,13 @@ mod exports;
 mod held;
 mod job;
 mod listen;
+mod services;
 mod session;
 mod start;
 
 pub use daemon::{Backoff, Membership, Pairing, Way};
 pub use exports::{Export, ExportSpec, Exports};
 pub use listen::{FsHandler, FsService, TokenDoor};
+pub use services::Sources;
 pub use session::{Door, Entry, Server, Session, limits_before_hello};
 pub use start::{Mode, Options, Running, start};

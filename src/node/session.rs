@@ -2,7 +2,6 @@
 //! one open file keep their order; a read that must wait is parked; a lock that is taken is tried again
 //! later; neither holds a thread.
 
-use super::convert;
 use super::exports::Exports;
 use super::held::{Held, Sessions, Turn};
 use super::job::{Asked, Job};
@@ -90,7 +89,7 @@ struct State {
     ready: Option<Arc<Ready>>,
     /// Messages in the lane of hellos.
     in_order: usize,
-    watches: Vec<Watch>,
+    watch: Option<Watch>,
     running: HashMap<u64, Running>,
     last_running: u64,
     closed: bool,
@@ -271,25 +270,18 @@ impl Session {
     }
 
     fn watch(self: &Arc<Session>, exports: &Exports) {
-        for (index, export) in exports.iter() {
-            let session = Arc::downgrade(self);
-            let watch = export.tree.watch(Arc::new(move |event| {
-                if let (Some(session), Some(event)) =
-                    (session.upgrade(), convert::event(index, event))
-                {
-                    session.event(event);
-                }
-            }));
-            // A tree that announces nothing cannot be watched; its clients go by their time-outs.
-            if let Ok(watch) = watch {
-                let mut s = self.lock();
-                if s.closed {
-                    drop(s);
-                    return;
-                }
-                s.watches.push(watch);
+        let session = Arc::downgrade(self);
+        let watch = exports.watch(Arc::new(move |event| {
+            if let Some(session) = session.upgrade() {
+                session.event(event);
             }
+        }));
+        let mut s = self.lock();
+        if s.closed {
+            drop(s);
+            return;
         }
+        s.watch = Some(watch);
     }
 
     fn event(&self, event: fs::Event) {
@@ -390,12 +382,12 @@ impl Session {
     /// The connection is gone: gives up what runs, unless it bears a number, and parts with what is
     /// held.
     pub fn closed(self: &Arc<Session>) {
-        let (ready, watches) = {
+        let (ready, watch) = {
             let mut s = self.lock();
             s.closed = true;
-            (s.ready.clone(), std::mem::take(&mut s.watches))
+            (s.ready.clone(), s.watch.take())
         };
-        drop(watches);
+        drop(watch);
         self.give_up(|r| !r.numbered);
         if let Some(ready) = ready {
             self.part(&ready);

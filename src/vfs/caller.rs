@@ -32,6 +32,20 @@ impl Caller {
         f()
     }
 
+    /// Runs `f`; events announced on this thread meanwhile are news to every caller, those included that
+    /// it works for: what a call has brought about elsewhere is not told by its reply.
+    pub fn nobody<T>(f: impl FnOnce() -> T) -> T {
+        /// Puts them back also when `f` panics.
+        struct Back(Vec<Caller>);
+        impl Drop for Back {
+            fn drop(&mut self) {
+                CALLERS.set(std::mem::take(&mut self.0));
+            }
+        }
+        let _back = Back(CALLERS.take());
+        f()
+    }
+
     pub fn is_here(self) -> bool {
         CALLERS.with_borrow(|all| all.contains(&self))
     }
@@ -45,6 +59,10 @@ mod tests {
     fn callers_nest_and_leave_also_by_a_panic() {
         let (a, b) = (Caller::unique(), Caller::unique());
         a.run(|| b.run(|| assert!(a.is_here() && b.is_here())));
+        a.run(|| {
+            Caller::nobody(|| assert!(!a.is_here()));
+            assert!(a.is_here());
+        });
         let panicked = std::panic::catch_unwind(|| a.run(|| panic!("expected")));
         assert!(panicked.is_err() && !a.is_here() && !b.is_here());
     }

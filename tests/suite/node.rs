@@ -3,4 +3,5 @@
 mod daemon;
 mod protocol;
 mod raw;
+mod services;
 mod session;

@@ -8,16 +8,17 @@ mod tunnel;
 
 pub use backoff::Backoff;
 pub use gateway::Way;
+pub use state::lock as lock_state;
 
+use super::services::{Files, Services};
 use super::{Door, Server};
 use crate::base::{Cancel, Code, Deadline, Error, Notify, Result, ResultExt};
 use crate::net::{Conn, Net};
-use crate::wire::control::Platform;
+use crate::wire::control::{Joined, Platform};
 use crate::wire::{Fields, Object};
 use gateway::{Control, nonsense, read_joined};
 use state::{Identity, NodeState};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -49,6 +50,8 @@ pub struct Membership {
     /// Publish the exports as the service `fs`.
     pub fs_service: bool,
     pub labels: BTreeMap<String, String>,
+    /// Approves this node's own request to join, together with the token in `way`.
+    pub operator_token: Option<String>,
 }
 
 /// What the node is and serves.
@@ -57,24 +60,22 @@ pub struct Served {
     pub net: Arc<Net>,
     pub server: Arc<Server>,
     pub door: Arc<dyn Door>,
-    pub export_count: usize,
-    /// At least one export can be written.
-    pub writable: bool,
+    pub services: Arc<Services>,
+    /// What the service `fs` is, if there is to be one.
+    pub files: Option<Files>,
 }
 
 /// A member that runs.
 pub struct Daemon {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    /// Of the state file.
-    _lock: File,
 }
 
 struct Shared {
     membership: Membership,
     served: Served,
     state: Mutex<NodeState>,
-    /// Notified when the identity changes.
+    /// Notified when the identity or the services change.
     changed: Notify,
     tunnel: Mutex<Option<Conn>>,
     /// The gateway has once refused an identity that this node had.
@@ -83,9 +84,8 @@ struct Shared {
 }
 
 impl Daemon {
-    /// Errors: `invalid_config` for a state file that cannot be read; it cannot be written.
+    /// The state file is locked. Errors: `invalid_config` when it cannot be read; it cannot be written.
     pub fn start(membership: Membership, served: Served) -> Result<Daemon> {
-        let lock = state::lock(&membership.state_file)?;
         let state = NodeState::load(&membership.state_file)?;
         // An invite is good for one node: better to learn now that its answer cannot be kept.
         state.save(&membership.state_file).context("--state-file")?;
@@ -93,10 +93,10 @@ impl Daemon {
             log::info!("this is {}, by {}", identity.node_id, membership.state_file.display());
         }
         let shared = Arc::new(Shared {
+            changed: served.services.changed().clone(),
             membership,
             served,
             state: Mutex::new(state),
-            changed: Notify::default(),
             tunnel: Mutex::default(),
             disowned: AtomicBool::new(false),
             stop: Cancel::new(),
@@ -108,7 +108,7 @@ impl Daemon {
         };
         let threads =
             vec![run("node-lease", Shared::keep_lease)?, run("node-tunnel", Shared::keep_tunnel)?];
-        Ok(Daemon { shared, threads, _lock: lock })
+        Ok(Daemon { shared, threads })
     }
 
     /// Tells the threads to end; the connections end with the [`Net`].
@@ -157,8 +157,12 @@ impl Shared {
     }
 
     fn keep_lease(&self) {
-        let mut member =
-            Member { shared: self, pairing: self.membership.pairing.clone(), published: None };
+        let mut member = Member {
+            shared: self,
+            pairing: self.membership.pairing.clone(),
+            told: None,
+            refresh_at: Deadline::after_ms(0),
+        };
         let mut failures = 0;
         while !self.stop.is_cancelled() {
             let seen = self.changed.seen();
@@ -237,11 +241,12 @@ impl Shared {
 struct Member<'a> {
     shared: &'a Shared,
     pairing: Pairing,
-    /// The node whose services this process has published.
-    published: Option<String>,
+    /// The services that the gateway was told last, and of which node.
+    told: Option<(String, String)>,
+    refresh_at: Deadline,
 }
 
-impl Member<'_> {
+impl<'a> Member<'a> {
     /// One step, and after how many milliseconds to take the next.
     fn advance(&mut self) -> Result<u64> {
         let identity = self.shared.state().identity();
@@ -254,12 +259,12 @@ impl Member<'_> {
         }
     }
 
-    fn open(&self) -> Result<Control<'_>> {
+    fn open(&self) -> Result<Control<'a>> {
         let shared = self.shared;
         Control::open(&shared.served.net, &shared.membership.way, &shared.stop)
     }
 
-    fn joined(&self, joined: crate::wire::control::Joined) {
+    fn joined(&self, joined: Joined) {
         log::info!("joined as {}", joined.node_id);
         self.shared.set(NodeState::joined(joined));
     }
@@ -292,7 +297,8 @@ impl Member<'_> {
         let request = self.shared.state().request();
         let Some((request_id, claim)) = request else {
             self.ask_first()?;
-            return Ok(poll_ms);
+            let approves = self.shared.membership.operator_token.is_some();
+            return Ok(if approves { 0 } else { poll_ms });
         };
         let payload = Object::new().put("request_id", &request_id).put("claim_token", claim);
         let name = "node_join_request";
@@ -306,11 +312,24 @@ impl Member<'_> {
         };
         let fields = Fields::parse(&reply).map_err(|_| nonsense(name, "has no payload"))?;
         match fields.str("state")?.as_deref() {
+            Some("pending") if self.shared.membership.operator_token.is_some() => {
+                self.joined(self.approve(&request_id)?);
+            }
             Some("pending") => return Ok(poll_ms),
             Some("approved") => self.joined(read_joined(name, &reply)?),
             _ => return Err(nonsense(name, "does not say what became of the request")),
         }
         Ok(0)
+    }
+
+    /// Approves the node's own request, as old nodes do (spec: fs 13.3).
+    fn approve(&self, request_id: &str) -> Result<Joined> {
+        let m = &self.shared.membership;
+        let payload = Object::new()
+            .put("request_id", request_id)
+            .put("lease_ttl_ms", m.lease_ttl_ms)
+            .put_some("operator_token", m.operator_token.as_deref());
+        self.open()?.join("node_join_approve", payload).context("approving with --operator-token")
     }
 
     fn ask_first(&self) -> Result<()> {
@@ -323,7 +342,12 @@ impl Member<'_> {
         let reply = self.open()?.call(name, payload).context("asking to join")?;
         let fields = Fields::parse(&reply).map_err(|_| nonsense(name, "has no payload"))?;
         let (request_id, claim) = (fields.string("request_id")?, fields.string("claim_token")?);
-        let (Some(request_id), Some(claim)) = (request_id, claim) else {
+        let (Some(request_id), Some(claim)) = (request_id.clone(), claim) else {
+            // A gateway that knows no claims tells the credentials to whoever approves.
+            if let Some(request_id) = request_id.filter(|_| m.operator_token.is_some()) {
+                self.joined(self.approve(&request_id)?);
+                return Ok(());
+            }
             return Err(nonsense(
                 name,
                 "has no claim_token; join such a gateway with --invite-token",
@@ -341,6 +365,7 @@ impl Member<'_> {
         Ok(())
     }
 
+    /// Refreshes the lease when that is due, and tells the gateway what is new.
     fn refresh(&mut self, identity: &Identity) -> Result<u64> {
         let outcome = self.try_refresh(identity);
         if let Err(e) = &outcome
@@ -349,24 +374,40 @@ impl Member<'_> {
             self.shared.disown(identity, e);
             return Ok(0);
         }
-        outcome.context("keeping the lease")?;
-        Ok(self.shared.membership.refresh_interval_ms)
+        outcome?;
+        Ok(self.refresh_at.left().as_millis() as u64 + 1)
     }
 
     fn try_refresh(&mut self, identity: &Identity) -> Result<()> {
         let shared = self.shared;
-        let control = self.open()?;
-        if self.published.as_ref() != Some(&identity.node_id) {
-            control.call("node_service_upsert", shared.services(identity))?;
+        let services = shared.served.services.catalogue(&identity.node_id, shared.served.files);
+        let known = self.told.as_ref().is_some_and(|(node_id, _)| *node_id == identity.node_id);
+        let now = Some((identity.node_id.clone(), services));
+        let is_due = !known || self.refresh_at.passed();
+        if !is_due && self.told == now {
+            return Ok(());
         }
+        let control = self.open().context("keeping the lease")?;
+        if is_due {
+            self.refresh_lease(identity, &control).context("keeping the lease")?;
+        }
+        if let Some((_, services)) = now.as_ref().filter(|_| self.told != now) {
+            let upsert = shared.upsert(identity, services);
+            control.call("node_service_upsert", upsert).context("publishing the services")?;
+            self.told = now;
+        }
+        Ok(())
+    }
+
+    fn refresh_lease(&mut self, identity: &Identity, control: &Control<'_>) -> Result<()> {
+        let shared = self.shared;
         let payload = Object::new()
             .put("node_id", &identity.node_id)
             .put("node_secret", &identity.secret)
             .put("fs_url", shared.routed_url(&identity.node_id))
             .put("lease_ttl_ms", shared.membership.lease_ttl_ms);
         let joined = control.join("node_lease_refresh", payload)?;
-        drop(control);
-        self.published = Some(identity.node_id.clone());
+        self.refresh_at = Deadline::after_ms(shared.membership.refresh_interval_ms);
         if joined.node_id != identity.node_id || joined.node_secret != identity.secret {
             log::warn!("the gateway answered with the credentials of another node; ignored");
             return Ok(());
@@ -380,32 +421,15 @@ impl Member<'_> {
 }
 
 impl Shared {
-    /// What the node has (spec: fs 14.1).
-    fn services(&self, identity: &Identity) -> Object {
-        let (m, id) = (&self.membership, &identity.node_id);
-        let path = format!("/nodes/{id}/fs");
-        let fs = Object::new()
-            .put("service_id", "fs")
-            .put("kind", "fs")
-            .put("version", "1")
-            .put("state", "online")
-            .put("endpoints", [&path])
-            .object(
-                "capabilities",
-                Object::new()
-                    .put("rw", self.served.writable)
-                    .put("export_count", self.served.export_count),
-            );
-        let mount =
-            Object::new().put("mount_id", "fs").put("mount_path", &path).put("state", "online");
-        let fs = fs.raw("mounts", &format!("[{}]", mount.finish()));
-        let services = if m.fs_service { format!("[{}]", fs.finish()) } else { "[]".into() };
+    /// What the node has (spec: fs 14.1). `services` is a JSON array.
+    fn upsert(&self, identity: &Identity, services: &str) -> Object {
+        let labels = &self.membership.labels;
         let o = Object::new()
-            .put("node_id", id)
+            .put("node_id", &identity.node_id)
             .put("node_secret", &identity.secret)
             .put("platform", Platform::here());
-        let o = if m.labels.is_empty() { o } else { o.put("labels", &m.labels) };
-        o.raw("services", &services)
+        let o = if labels.is_empty() { o } else { o.put("labels", labels) };
+        o.raw("services", services)
     }
 }
 

@@ -136,3 +136,20 @@ impl Handler for End {
         let _ = self.tell.try_send(Told::Ended(reason.error()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_identity_is_told_from_other_errors() {
+        let refusal = |message: &str| {
+            let text = format!(
+                r#"{{"channel":"acheron","type":"acheron.err_fs","tag":1,"ok":false,"error":{{"errno":5,"message":"{message}"}}}}"#
+            );
+            decode_reply(Op::Hello, &text).unwrap_err()
+        };
+        assert!(is_unknown(&refusal("NodeNotFound")) && is_unknown(&refusal("NodeAuthFailed")));
+        assert!(!is_unknown(&refusal("MissingField")));
+    }
+}

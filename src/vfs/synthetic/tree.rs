@@ -2,6 +2,7 @@
 
 use super::{Dir, File, FileStat, Item, OpenFile, not_found};
 use crate::base::{Error, Name, Result, TreePath, now_ms};
+use crate::vfs::caller::Caller;
 use crate::vfs::handles::Handles;
 use crate::vfs::ids::{self, Ids, Numbering};
 use crate::vfs::watchers::Watchers;
@@ -64,8 +65,13 @@ impl Synthetic {
         })
     }
 
-    /// Tells watchers that what stands at `path` is not what it was: made, changed, or removed.
+    /// Tells watchers, also those whose call has brought it about, that what stands at `path` is not what
+    /// it was: made, changed, or removed.
     pub fn changed(&self, path: &TreePath) {
+        Caller::nobody(|| self.announce_at(path));
+    }
+
+    fn announce_at(&self, path: &TreePath) {
         let mut names = path.names().peekable();
         let mut dir = NodeId::ROOT;
         while let Some(name) = names.next() {

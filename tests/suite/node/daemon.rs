@@ -13,16 +13,16 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-struct Gateway {
+pub struct Gateway {
     running: Option<Running>,
     config: Config,
-    addr: SocketAddr,
+    pub addr: SocketAddr,
     admin: String,
     _dir: Scratch,
 }
 
 impl Gateway {
-    fn start() -> Gateway {
+    pub fn start() -> Gateway {
         let dir = Scratch::new();
         let mut config = Config::defaults();
         config.server.port = 0;
@@ -49,20 +49,24 @@ impl Gateway {
         self.running = Some(gateway::start(self.config.clone(), Env::default()).unwrap());
     }
 
-    fn admin(&self) -> Raw {
+    pub fn admin_token(&self) -> &str {
+        &self.admin
+    }
+
+    pub fn admin(&self) -> Raw {
         let mut c = Raw::open(self.addr, "/", Some(&self.admin));
         c.control("version", json!({"protocol": "unified-v2"})).unwrap();
         c.control("connect", json!({})).unwrap();
         c
     }
 
-    fn invite(&self) -> String {
+    pub fn invite(&self) -> String {
         let reply = self.admin().control("node_invite_create", json!({})).unwrap();
         reply["invite_token"].as_str().unwrap().to_owned()
     }
 
     /// A file of a node as an agent sees it, through the namespace.
-    fn read(&self, path: &str) -> Result<Vec<u8>, String> {
+    pub fn read(&self, path: &str) -> Result<Vec<u8>, String> {
         let mut c = self.admin();
         c.acheron("version", json!({"version": "acheron-1"}))?;
         c.acheron("attach", json!({"fid": 1}))?;
@@ -88,13 +92,13 @@ impl Drop for Gateway {
 }
 
 /// The program, killed at the end if it still runs.
-struct Node {
-    child: Child,
+pub struct Node {
+    pub child: Child,
     log: Arc<Mutex<String>>,
 }
 
 impl Node {
-    fn start(args: &[&str], env: &[(&str, &str)], dir: &Path) -> Node {
+    pub fn start(args: &[&str], env: &[(&str, &str)], dir: &Path) -> Node {
         let mut child = Command::new(env!("CARGO_BIN_EXE_spiderweb-fs-node"))
             .args(args)
             .env_clear()
@@ -144,12 +148,12 @@ impl Node {
         Node::start(&args, env, dir)
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
     #[track_caller]
-    fn says(&self, what: &str) {
+    pub fn says(&self, what: &str) {
         let until = std::time::Instant::now() + PATIENCE;
         while !self.log().contains(what) {
             assert!(std::time::Instant::now() < until, "{what:?} is not in\n{}", self.log());
@@ -157,7 +161,7 @@ impl Node {
         }
     }
 
-    fn signal(&self, signal: i32) {
+    pub fn signal(&self, signal: i32) {
         let pid = i32::try_from(self.child.id()).unwrap();
         nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(pid),
@@ -166,7 +170,7 @@ impl Node {
         .unwrap();
     }
 
-    fn exit_code(&mut self) -> Option<i32> {
+    pub fn exit_code(&mut self) -> Option<i32> {
         eventually("the end of the program", || self.child.try_wait().unwrap()).code()
     }
 }
@@ -179,19 +183,19 @@ impl Drop for Node {
 }
 
 /// A directory with `files/a.txt` in it.
-fn place() -> Scratch {
+pub fn place() -> Scratch {
     let dir = Scratch::new();
     std::fs::create_dir(dir.path().join("files")).unwrap();
     std::fs::write(dir.path().join("files/a.txt"), "hello").unwrap();
     dir
 }
 
-fn state(dir: &Path) -> Value {
+pub fn state(dir: &Path) -> Value {
     let text = std::fs::read(dir.join("state.json")).unwrap_or_default();
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
-fn node_id(dir: &Path) -> String {
+pub fn node_id(dir: &Path) -> String {
     eventually("the node's id", || state(dir)["node_id"].as_str().map(str::to_owned))
 }
 
@@ -367,6 +371,19 @@ fn a_node_that_was_deleted_asks_to_join_anew() {
     gateway.reads(&format!("/nodes/{new}/fs/a.txt"), b"hello");
     node.signal(libc::SIGTERM);
     assert_eq!(node.exit_code(), Some(0));
+}
+
+#[test]
+fn a_node_whose_secret_is_refused_asks_to_join_anew() {
+    let (gateway, dir, other) = (Gateway::start(), place(), place());
+    let _owner = Node::member(&gateway, other.path(), Some(&gateway.invite()));
+    let taken =
+        json!({"schema": 1, "node_id": node_id(other.path()), "node_secret": "secret-wrong"});
+    std::fs::write(dir.path().join("state.json"), taken.to_string()).unwrap();
+    let node = Node::member(&gateway, dir.path(), None);
+    node.says("the gateway does not know this node as");
+    eventually("the request", || state(dir.path())["request_id"].as_str().map(str::to_owned));
+    assert_eq!(state(dir.path())["node_secret"], Value::Null);
 }
 
 #[test]
