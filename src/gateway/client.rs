@@ -6,7 +6,9 @@ use super::Gateway;
 use super::acheron;
 use super::pushes::Pushes;
 use super::starclaw::Greeting;
+use super::topology;
 use crate::base::{Code, Error, Lanes, Result, id};
+use crate::control::state::{Project, State};
 use crate::control::{self, Binding, Door, Principal, Role};
 use crate::net::{Closed, Conn, Handler, InFlight, Message};
 use crate::vfs::Who;
@@ -110,6 +112,13 @@ impl Shared {
         &self.pushes
     }
 
+    /// Whether one of the sessions may see a project's workspace.
+    pub fn sees(&self, state: &State, project: &Project) -> bool {
+        let control = self.control();
+        let bindings = control.attached().map(|(_, binding)| binding);
+        topology::sees(state, project, control.is_admin(), bindings)
+    }
+
     fn control(&self) -> MutexGuard<'_, control::Session> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -156,13 +165,24 @@ impl Shared {
     }
 
     fn answer_control(self: &Arc<Shared>, conn: &Conn, envelope: &Envelope<'_>) {
+        let subscribed;
         let answer = {
             let mut control = self.control();
             let answer = control::handle(&self.gateway.control, &mut control, envelope);
             self.pushes.follow(self, conn, control.attached());
+            match (&*envelope.name, control.subscribed) {
+                ("debug_subscribe", true) => self.gateway.topology.subscribe(self, conn),
+                ("debug_unsubscribe", false) => self.gateway.topology.unsubscribe(conn),
+                _ => {}
+            }
+            subscribed = envelope.name == "debug_subscribe" && control.subscribed;
             answer
         };
         let _ = conn.send(answer.frame.into());
+        if subscribed {
+            let request = envelope.id.as_deref().unwrap_or_default();
+            let _ = conn.push(topology::acknowledgement(request));
+        }
         if answer.close {
             conn.close(None, "");
         }

@@ -1,7 +1,11 @@
 //! spiderweb-fs-mount as its users meet it: the built program against nodes that run here, from a shell
 //! and as a real FUSE mount. Every command that touches a mount runs under `timeout`.
 
+mod copy;
 mod fuse;
+mod push;
+mod running;
+mod tls;
 mod verbs;
 mod workspace;
 

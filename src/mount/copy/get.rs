@@ -210,6 +210,8 @@ enum Step {
 }
 
 fn directory(job: &Job<'_>, remote: &TreePath, attr: &Attr, local: &Path) -> Result<()> {
+    // Without it there is nothing to go on with.
+    make(local)?;
     let top = Step::Enter { remote: remote.clone(), attr: attr.clone(), local: local.to_owned() };
     let (mut todo, mut failures) = (vec![top], Failures::default());
     while let Some(step) = todo.pop() {
