@@ -1,12 +1,16 @@
 //! `get` and `put`, as those expect them who know cp and scp.
 
-use super::{Node, TOKEN, failed, ok, program, run};
+use super::{Node, TOKEN, failed, ok, program, run, until};
 use crate::conformance::Scratch;
+use spiderweb::base::Notify;
+use spiderweb::vfs::synthetic::{dir, stream};
+use spiderweb::vfs::{Read, Synthetic};
 use std::fs::{self, FileTimes, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// Bytes that show when pieces are mixed up.
@@ -177,6 +181,33 @@ fn what_cannot_be_copied_is_refused_or_told_of() {
     assert!(errors.contains("fifo is neither") && errors.contains("sub is not a dir"), "{errors}");
     assert!(!here.path().join("elsewhere/evil").exists());
     assert_eq!(fs::read_to_string(here.path().join("dir/dir/fine")).unwrap(), "fine");
+}
+
+#[test]
+fn an_interrupted_copy_leaves_nothing_behind() {
+    let here = Scratch::new();
+    fs::write(here.path().join("f"), "old").unwrap();
+    let never = Notify::default();
+    let next = stream(move |_, turn| {
+        let until = turn.until(Duration::from_secs(600));
+        Ok(Read::Wait(never.wait(never.seen(), until)))
+    });
+    let tree = Arc::new(Synthetic::new(dir([("next", next)])).unwrap());
+    let node = Node::serve(tree, false, "127.0.0.1:0".parse().unwrap());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_spiderweb-fs-mount"))
+        .args(["--endpoint", &format!("a={}", node.url()), "get", "/a/next", "f"])
+        .current_dir(here.path())
+        .env("SPIDERWEB_FS_TOKEN", TOKEN)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let names = || fs::read_dir(here.path()).unwrap().count();
+    until("a part of the file", || names() == 2);
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    until("the end", || child.try_wait().unwrap().is_some());
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+    assert_eq!((names(), &*fs::read_to_string(here.path().join("f")).unwrap()), (1, "old"));
 }
 
 #[test]
