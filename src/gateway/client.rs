@@ -84,8 +84,9 @@ impl Handler for Client {
         }
     }
 
-    fn closed(&mut self, _: &Conn, _: &Closed) {
+    fn closed(&mut self, conn: &Conn, _: &Closed) {
         self.0.greeting.negotiated();
+        self.0.gateway.topology.unsubscribe(conn);
         for bound in self.0.acheron().drain() {
             bound.1.session.close();
         }

@@ -5,7 +5,7 @@
 
 use super::client::Shared;
 use crate::base::{Cancel, Deadline, Result, ResultExt, now_ms};
-use crate::control::state::{Node, Project, State};
+use crate::control::state::{Mount, Node, Project, State, id_number};
 use crate::control::{Plane, workspace};
 use crate::net::{Conn, Message};
 use crate::wire::Object;
@@ -107,24 +107,19 @@ fn frame(request: &str, category: &str, payload: Object) -> String {
 /// What workspaces depend on, at one moment.
 struct Picture {
     projects: BTreeMap<u64, Arc<Project>>,
-    nodes: BTreeMap<String, Presence>,
+    /// By number, and whether their lease holds.
+    nodes: BTreeMap<u64, (Arc<Node>, bool)>,
     /// When the next lease ends.
     expires_ms: Option<i64>,
 }
 
-#[derive(PartialEq)]
-struct Presence {
-    online: bool,
-    fs_url: String,
-}
-
 impl Picture {
     fn of(state: &State, now_ms: i64) -> Picture {
-        let presence = |n: &Node| Presence { online: n.online(now_ms), fs_url: n.fs_url.clone() };
+        let nodes = state.nodes.iter();
         let leases = state.nodes.values().map(|n| n.lease_expires_at_ms);
         Picture {
             projects: state.projects.clone(),
-            nodes: state.nodes.values().map(|n| (n.id(), presence(n))).collect(),
+            nodes: nodes.map(|(k, n)| (*k, (n.clone(), n.online(now_ms)))).collect(),
             expires_ms: leases.filter(|at| *at > now_ms).min(),
         }
     }
@@ -135,11 +130,16 @@ impl Picture {
         self.expires_ms.map_or_else(Deadline::never, |at| Deadline::after_ms(left(at) + 1))
     }
 
+    /// What others see of a node.
+    fn presence(&self, number: &u64) -> Option<(bool, &str)> {
+        self.nodes.get(number).map(|(node, online)| (*online, &*node.fs_url))
+    }
+
     /// The projects whose workspace is another than in `old`, and why.
     fn differs<'p>(&'p self, old: &Picture) -> Vec<(&'p Project, &'static str)> {
-        let ids = self.nodes.keys().chain(old.nodes.keys());
-        let moved: BTreeSet<&String> =
-            ids.filter(|id| self.nodes.get(*id) != old.nodes.get(*id)).collect();
+        let numbers = self.nodes.keys().chain(old.nodes.keys());
+        let moved: BTreeSet<&u64> =
+            numbers.filter(|n| self.presence(n) != old.presence(n)).collect();
         let changed = |(number, project): (&u64, &'p Arc<Project>)| {
             let before = old.projects.get(number);
             // One that has not changed is the very same value.
@@ -151,7 +151,9 @@ impl Picture {
             if !same {
                 return Some((project, "project_changed"));
             }
-            let affected = project.mounts.iter().any(|m| moved.contains(&m.node_id));
+            let is_moved =
+                |m: &Mount| id_number(&m.node_id, "node-").is_some_and(|n| moved.contains(&n));
+            let affected = !moved.is_empty() && project.mounts.iter().any(is_moved);
             affected.then_some((project, "availability_changed"))
         };
         self.projects.iter().filter_map(changed).collect()

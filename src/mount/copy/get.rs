@@ -117,9 +117,10 @@ fn follow(job: &Job<'_>, opened: &Opened, out: &mut dyn Write) -> Result<()> {
         let (bytes, eof) = read(job, opened.handle, offset, CHUNK)?;
         offset += bytes.len() as u64;
         out.write_all(&bytes)?;
+        out.flush()?;
         job.progress.moved(bytes.len() as u64);
         if eof || bytes.is_empty() {
-            return Ok(out.flush()?);
+            return Ok(());
         }
     }
 }
