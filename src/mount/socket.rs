@@ -168,9 +168,12 @@ fn name(mount_point: &Path) -> String {
 fn directories() -> Vec<PathBuf> {
     let var =
         |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let root = nix::unistd::geteuid().is_root().then(|| PathBuf::from("/run"));
+    let uid = nix::unistd::geteuid();
+    let root = uid.is_root().then(|| PathBuf::from("/run"));
+    // Where XDG_RUNTIME_DIR leads in a session, for who asks from elsewhere.
+    let session = Some(PathBuf::from(format!("/run/user/{uid}"))).filter(|dir| dir.is_dir());
     let cache = var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache")));
-    let bases = root.into_iter().chain(var("XDG_RUNTIME_DIR")).chain(cache);
+    let bases = var("XDG_RUNTIME_DIR").into_iter().chain(root).chain(session).chain(cache);
     bases.map(|base| base.join("spiderweb")).collect()
 }
 
