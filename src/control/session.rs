@@ -78,6 +78,8 @@ pub struct Session {
     pub door: Door,
     /// `control.version` was answered.
     pub negotiated: bool,
+    /// Wants to be told when workspaces change.
+    pub subscribed: bool,
     pub(super) bindings: BTreeMap<String, Binding>,
     pub(super) active: String,
 }
@@ -89,6 +91,7 @@ impl Session {
             principal,
             door,
             negotiated: false,
+            subscribed: false,
             bindings: main.into_iter().collect(),
             active: MAIN.into(),
         }

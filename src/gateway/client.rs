@@ -6,7 +6,9 @@ use super::Gateway;
 use super::acheron;
 use super::pushes::Pushes;
 use super::starclaw::Greeting;
+use super::topology;
 use crate::base::{Code, Error, Lanes, Result, id};
+use crate::control::state::{Project, State};
 use crate::control::{self, Binding, Door, Principal, Role};
 use crate::net::{Closed, Conn, Handler, InFlight, Message};
 use crate::vfs::Who;
@@ -82,8 +84,9 @@ impl Handler for Client {
         }
     }
 
-    fn closed(&mut self, _: &Conn, _: &Closed) {
+    fn closed(&mut self, conn: &Conn, _: &Closed) {
         self.0.greeting.negotiated();
+        self.0.gateway.topology.unsubscribe(conn);
         for bound in self.0.acheron().drain() {
             bound.1.session.close();
         }
@@ -108,6 +111,13 @@ impl Shared {
 
     pub fn pushes(&self) -> &Pushes {
         &self.pushes
+    }
+
+    /// Whether one of the sessions may see a project's workspace.
+    pub fn sees(&self, state: &State, project: &Project) -> bool {
+        let control = self.control();
+        let bindings = control.attached().map(|(_, binding)| binding);
+        topology::sees(state, project, control.is_admin(), bindings)
     }
 
     fn control(&self) -> MutexGuard<'_, control::Session> {
@@ -156,13 +166,24 @@ impl Shared {
     }
 
     fn answer_control(self: &Arc<Shared>, conn: &Conn, envelope: &Envelope<'_>) {
+        let subscribed;
         let answer = {
             let mut control = self.control();
             let answer = control::handle(&self.gateway.control, &mut control, envelope);
             self.pushes.follow(self, conn, control.attached());
+            match (&*envelope.name, control.subscribed) {
+                ("debug_subscribe", true) => self.gateway.topology.subscribe(self, conn),
+                ("debug_unsubscribe", false) => self.gateway.topology.unsubscribe(conn),
+                _ => {}
+            }
+            subscribed = envelope.name == "debug_subscribe" && control.subscribed;
             answer
         };
         let _ = conn.send(answer.frame.into());
+        if subscribed {
+            let request = envelope.id.as_deref().unwrap_or_default();
+            let _ = conn.push(topology::acknowledgement(request));
+        }
         if answer.close {
             conn.close(None, "");
         }

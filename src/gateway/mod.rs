@@ -9,6 +9,7 @@ mod nodes;
 mod pushes;
 mod routed;
 mod starclaw;
+mod topology;
 mod trees;
 mod tunnel;
 
@@ -48,6 +49,7 @@ pub struct Gateway {
     nodes: Arc<nodes::Nodes>,
     tunnels: Arc<tunnel::Tunnels>,
     trees: Arc<trees::Trees>,
+    topology: Arc<topology::Topology>,
     ready: AtomicBool,
 }
 
@@ -84,7 +86,7 @@ pub struct Running {
     net: Arc<Net>,
     db: Arc<Db>,
     listener: Listener,
-    follow: JoinHandle<()>,
+    following: [JoinHandle<()>; 2],
     stop: Cancel,
     /// The tokens were made at this start.
     pub new_tokens: bool,
@@ -130,12 +132,14 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
         nodes,
         tunnels,
         trees,
+        topology: Arc::default(),
     });
     let stop = Cancel::new();
-    let follow = gateway.trees.follow(stop.clone())?;
+    let workspaces = gateway.topology.follow(gateway.control.plane.clone(), stop.clone())?;
+    let following = [gateway.trees.follow(stop.clone())?, workspaces];
     let listener = listen(&gateway, &net)?;
     gateway.ready.store(true, Ordering::Release);
-    Ok(Running { gateway, net, db, listener, follow, stop, new_tokens })
+    Ok(Running { gateway, net, db, listener, following, stop, new_tokens })
 }
 
 fn listen(gateway: &Arc<Gateway>, net: &Net) -> Result<Listener> {
@@ -175,7 +179,9 @@ impl Running {
         self.gateway.control_pool.stop();
         self.gateway.files.pool.stop();
         self.stop.cancel();
-        let _ = self.follow.join();
+        for thread in self.following {
+            let _ = thread.join();
+        }
         self.gateway.timer.stop();
         self.db.close();
     }

@@ -43,11 +43,11 @@ fn listen(attached: &Attached, quiet: &Arc<AtomicBool>) {
         if was_lost != status.connected || quiet.load(Ordering::Acquire) {
             return;
         }
-        if status.connected {
-            log::warn!("{what} is back");
-        } else {
-            let why = status.last_error.as_deref().unwrap_or("the connection ended");
-            log::warn!("{what} is lost: {why}");
+        let why = status.last_error.as_deref().unwrap_or("the connection ended");
+        match (status.connected, status.last_success_ms) {
+            (true, _) => log::warn!("{what} is back"),
+            (false, 0) => log::warn!("{what} cannot be reached: {why}"),
+            (false, _) => log::warn!("{what} is lost: {why}"),
         }
     };
     peer.listen(Arc::new(move |event| {

@@ -4,7 +4,7 @@
 use crate::base::{Code, Error, Result, ResultExt};
 use crate::wire::{Fields, Object};
 use std::fs::DirBuilder;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -21,6 +21,8 @@ const REPLY_MAX: u64 = 4 << 20;
 const PEER: Duration = Duration::from_secs(2);
 /// Time for a mount to answer: it may have to ask nodes.
 const ANSWER: Duration = Duration::from_secs(10);
+/// After a connection that could not be taken.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers questions until it is stopped.
 pub struct Server {
@@ -57,8 +59,10 @@ impl Server {
                             log::debug!("a question about this mount: {e}");
                         }
                     }
-                    // Shut down, or a host without descriptors: either way there is no more to hear.
-                    Err(_) => return,
+                    // Shut down.
+                    Err(e) if e.kind() == ErrorKind::InvalidInput => return,
+                    // A host without descriptors may have some again.
+                    Err(_) => std::thread::sleep(PAUSE),
                 }
             }
         };
@@ -113,13 +117,8 @@ fn line(stream: &UnixStream, max: u64) -> Result<String> {
 /// what the mount says.
 pub fn ask(mount_point: &Path, question: Object) -> Result<String> {
     let shown = &mount_point.display();
-    // What is in a dead mount cannot be asked for, but its path may still be resolved.
-    let at = mount_point.canonicalize().or_else(|_| std::path::absolute(mount_point));
-    let at = at.context(shown)?;
-    let found = directories().into_iter().find_map(|dir| {
-        let path = dir.join(name(&at));
-        UnixStream::connect(path).ok()
-    });
+    let found =
+        connect(&by_parent(mount_point)).or_else(|| connect(&mount_point.canonicalize().ok()?));
     let stream = found.ok_or_else(|| {
         let text = format!("no spiderweb-fs-mount of this user runs at {shown}");
         Error::new(Code::NotFound, text)
@@ -143,6 +142,20 @@ pub fn ask(mount_point: &Path, question: Object) -> Result<String> {
     Ok(reply)
 }
 
+/// A mount point's absolute path, found without asking the mount, which may not answer.
+fn by_parent(mount_point: &Path) -> PathBuf {
+    let absolute = std::path::absolute(mount_point).unwrap_or_else(|_| mount_point.to_owned());
+    match (absolute.parent().and_then(|dir| dir.canonicalize().ok()), absolute.file_name()) {
+        (Some(dir), Some(name)) => dir.join(name),
+        _ => absolute,
+    }
+}
+
+fn connect(mount_point: &Path) -> Option<UnixStream> {
+    let name = name(mount_point);
+    directories().into_iter().find_map(|dir| UnixStream::connect(dir.join(&name)).ok())
+}
+
 /// Of a mount point's path, short enough for the address of a socket. Not for telling paths apart that
 /// are chosen to look the same (FNV-1a).
 fn name(mount_point: &Path) -> String {
@@ -155,9 +168,12 @@ fn name(mount_point: &Path) -> String {
 fn directories() -> Vec<PathBuf> {
     let var =
         |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let root = nix::unistd::geteuid().is_root().then(|| PathBuf::from("/run"));
+    let uid = nix::unistd::geteuid();
+    let root = uid.is_root().then(|| PathBuf::from("/run"));
+    // Where XDG_RUNTIME_DIR leads in a session, for who asks from elsewhere.
+    let session = Some(PathBuf::from(format!("/run/user/{uid}"))).filter(|dir| dir.is_dir());
     let cache = var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache")));
-    let bases = root.into_iter().chain(var("XDG_RUNTIME_DIR")).chain(cache);
+    let bases = var("XDG_RUNTIME_DIR").into_iter().chain(root).chain(session).chain(cache);
     bases.map(|base| base.join("spiderweb")).collect()
 }
 

@@ -92,12 +92,11 @@ fn resident_bytes() -> Option<u64> {
 fn endpoint(idx: usize, a: &Attached) -> Object {
     let (e, peer) = (&a.source.endpoint, a.remote.peer().status());
     // Answered from what the connection told when it was made.
-    let described: Option<Export> = peer
-        .connected
-        .then(|| a.remote.described(&Cx::internal(Deadline::after_ms(1000))).ok())
-        .flatten();
-    let healthy = described.is_some();
-    let d = described.as_ref();
+    let described: Option<Result<Export>> =
+        peer.connected.then(|| a.remote.described(&Cx::internal(Deadline::after_ms(1000))));
+    let missing = described.as_ref().and_then(|d| d.as_ref().err()).map(ToString::to_string);
+    let d = described.as_ref().and_then(|d| d.as_ref().ok());
+    let healthy = d.is_some();
     let caps = Object::new()
         .put("native_watch", d.map(|d| d.caps.native_watch))
         .put("case_sensitive", d.map(|d| d.caps.case_sensitive));
@@ -119,7 +118,7 @@ fn endpoint(idx: usize, a: &Attached) -> Object {
         .put("last_health_check_ms", peer.last_success_ms.max(peer.last_failure_ms))
         .put("last_success_ms", peer.last_success_ms)
         .put("last_failure_ms", peer.last_failure_ms)
-        .put_some("last_error", peer.last_error)
+        .put_some("last_error", peer.last_error.or(missing))
         .put_some("cache", a.cached.as_ref().map(|c| cache(c.status())))
 }
 

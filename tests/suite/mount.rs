@@ -1,7 +1,11 @@
 //! spiderweb-fs-mount as its users meet it: the built program against nodes that run here, from a shell
 //! and as a real FUSE mount. Every command that touches a mount runs under `timeout`.
 
+mod copy;
 mod fuse;
+mod push;
+mod running;
+mod tls;
 mod verbs;
 mod workspace;
 
@@ -170,6 +174,11 @@ impl Drop for Mount {
     fn drop(&mut self) {
         let unmount = ["20", "fusermount3", "-u", "-z", "-q", "--"];
         let _ = Command::new("timeout").args(unmount).arg(&self.at).status();
+        // Unmounted, it ends by itself, and takes away what it made.
+        let end = Instant::now() + Duration::from_secs(5);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {

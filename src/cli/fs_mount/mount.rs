@@ -1,6 +1,6 @@
 //! The command `mount`: from a tree to a mounted filesystem and back, in the foreground or the background.
 
-use crate::base::{Deadline, Result, Signal, Signals};
+use crate::base::{Deadline, Result, ResultExt, Signal, Signals};
 use crate::cli::Args;
 use crate::mount::daemonize::{self, Log};
 use crate::mount::options::Options;
@@ -11,6 +11,7 @@ use crate::mount::workspace::{self, Gateway};
 use crate::mount::world::{Source, World};
 use crate::mount::{fuse, point};
 use crate::net::Net;
+use crate::vfs::{NodeId, Tree};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -81,9 +82,11 @@ fn begin(
     mounted: &fuse::Mounted,
     log: Option<Log>,
 ) -> Result<Option<Server>> {
-    let answers = mounted.check();
+    // The kernel passes on a number; the tree knows the reason.
+    let reason = |e| world.tree.getattr(&world.cx(), NodeId::ROOT).err().unwrap_or(e);
+    let answers = mounted.check().map_err(reason);
     if plan.background {
-        answers.clone()?;
+        answers.clone().context(at.display())?;
     }
     let running = Running {
         world: world.clone(),

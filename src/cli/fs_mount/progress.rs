@@ -1,8 +1,8 @@
-//! A line on a terminal that says how far a copy is.
+//! A line on a terminal that says how far a copy is, and one, also elsewhere, for what was not copied.
 
 use crate::base::Error;
 use crate::mount::copy::Progress;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,11 @@ const STEP: Duration = Duration::from_millis(100);
 const WIDTH: usize = 24;
 const NAME: usize = 24;
 
-pub struct Bar(Mutex<State>);
+pub struct Bar {
+    /// Standard error is a terminal.
+    draws: bool,
+    state: Mutex<State>,
+}
 
 struct State {
     name: String,
@@ -25,11 +29,12 @@ struct State {
 impl Bar {
     pub fn new() -> Bar {
         let begun = Instant::now();
-        Bar(Mutex::new(State { name: String::new(), total: None, done: 0, begun, drawn: None }))
+        let state = State { name: String::new(), total: None, done: 0, begun, drawn: None };
+        Bar { draws: std::io::stderr().is_terminal(), state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -43,6 +48,9 @@ impl Progress for Bar {
     }
 
     fn moved(&self, bytes: u64) {
+        if !self.draws {
+            return;
+        }
         let mut s = self.lock();
         s.done += bytes;
         if s.drawn.unwrap_or(s.begun).elapsed() >= STEP {
@@ -60,7 +68,10 @@ impl Progress for Bar {
     }
 
     fn failed(&self, what: &Error) {
-        let _ = writeln!(std::io::stderr(), "\r{what}\x1b[K");
+        let text = what.to_string();
+        let safe = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect::<String>();
+        let end = if self.draws { "\x1b[K" } else { "" };
+        let _ = writeln!(std::io::stderr(), "{safe}{end}");
     }
 }
 

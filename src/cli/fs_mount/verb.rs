@@ -4,12 +4,11 @@ use super::progress::Bar;
 use super::show::{self, Form};
 use crate::base::{Cancel, Code, Deadline, Error, Result, ResultExt, Signals, TreePath};
 use crate::cli::{Args, print, usage};
-use crate::mount::copy::{self, Job, Progress, Silent};
+use crate::mount::copy::{self, Job};
 use crate::mount::world::World;
 use crate::mount::{socket, status, verbs};
 use crate::wire::Object;
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 /// A command with its arguments.
@@ -198,7 +197,7 @@ fn copying(world: &World, args: &Args, copy: impl FnOnce(&Job<'_>) -> Result<()>
         })
         .context("signal thread")?;
     let bar = Bar::new();
-    let progress: &dyn Progress = if std::io::stderr().is_terminal() { &bar } else { &Silent };
+    let progress = &bar;
     let job = Job { world, cancel: &cancel, recursive: args.has("--recursive"), progress };
     copy(&job)
 }

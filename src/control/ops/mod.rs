@@ -78,6 +78,8 @@ pub const TABLE: &[Op] = &[
     op("session_status", Access::Anyone, Scope::None, sessions::status).uncorrelated(),
     op("session_resume", Access::Anyone, Scope::None, sessions::resume).uncorrelated(),
     op("session_close", Access::Anyone, Scope::None, sessions::close).uncorrelated(),
+    op("debug_subscribe", Access::Anyone, Scope::None, sessions::subscribe).uncorrelated(),
+    op("debug_unsubscribe", Access::Anyone, Scope::None, sessions::unsubscribe).uncorrelated(),
     op("agent_list", Access::Anyone, Scope::None, agents::list).passing(),
     op("agent_get", Access::Anyone, Scope::None, agents::get).passing(),
     op("node_invite_create", Access::Admin, Scope::Node, joining::invite_create),
@@ -102,8 +104,6 @@ pub const TABLE: &[Op] = &[
 const RESERVED: &[&str] = &[
     "session_restore",
     "session_history",
-    "debug_subscribe",
-    "debug_unsubscribe",
     "metrics",
     "auth_status",
     "auth_rotate",

@@ -117,9 +117,10 @@ fn follow(job: &Job<'_>, opened: &Opened, out: &mut dyn Write) -> Result<()> {
         let (bytes, eof) = read(job, opened.handle, offset, CHUNK)?;
         offset += bytes.len() as u64;
         out.write_all(&bytes)?;
+        out.flush()?;
         job.progress.moved(bytes.len() as u64);
         if eof || bytes.is_empty() {
-            return Ok(out.flush()?);
+            return Ok(());
         }
     }
 }
@@ -210,6 +211,8 @@ enum Step {
 }
 
 fn directory(job: &Job<'_>, remote: &TreePath, attr: &Attr, local: &Path) -> Result<()> {
+    // Without it there is nothing to go on with.
+    make(local)?;
     let top = Step::Enter { remote: remote.clone(), attr: attr.clone(), local: local.to_owned() };
     let (mut todo, mut failures) = (vec![top], Failures::default());
     while let Some(step) = todo.pop() {

@@ -188,6 +188,8 @@ enum Step {
 }
 
 fn directory(job: &Job<'_>, local: &Path, meta: &Metadata, remote: &TreePath) -> Result<()> {
+    // Without it there is nothing to go on with.
+    make(job, remote)?;
     let top = Step::Enter { local: local.to_owned(), meta: meta.clone(), remote: remote.clone() };
     let (mut todo, mut failures) = (vec![top], Failures::default());
     while let Some(step) = todo.pop() {

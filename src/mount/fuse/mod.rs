@@ -135,7 +135,7 @@ fn explain(point: &Path, e: &std::io::Error) -> Error {
     } else if text.contains("user_allow_other") {
         let what = "--allow-other needs the line user_allow_other in /etc/fuse.conf";
         (Code::Config, what.to_owned())
-    } else if e.kind() == std::io::ErrorKind::PermissionDenied {
+    } else if text.contains("Permission denied") {
         let what = format!("{text}; may this user read and write /dev/fuse?");
         (Code::Eperm, what)
     } else {

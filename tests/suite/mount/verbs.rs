@@ -112,6 +112,20 @@ fn tokens_come_from_files_or_the_environment_and_never_show() {
     let (code, errors) =
         failed(run(&[&list[..], &["--endpoint-token-file", "b=/dev/null"]].concat()));
     assert!(code == 64 && errors.contains("the file is empty"), "{errors}");
+    // The variable of an endpoint comes before that of all, a file before both.
+    let named = |name: &str, value: &str| {
+        let mut named = program(&list);
+        named.env("SPIDERWEB_FS_TOKEN", "wrong").env(name, value).output().unwrap()
+    };
+    ok(named("SPIDERWEB_FS_TOKEN_A", TOKEN));
+    failed(named("SPIDERWEB_FS_TOKEN_B", TOKEN));
+    let odd = format!("my-node.1={}", node.url());
+    let mut odd = program(&["--endpoint", &odd, "readdir", "/my-node.1"]);
+    ok(odd
+        .env_remove("SPIDERWEB_FS_TOKEN")
+        .env("SPIDERWEB_FS_TOKEN_MY_NODE_1", TOKEN)
+        .output()
+        .unwrap());
     let other = format!("b={}", file.display());
     let (code, errors) = failed(run(&[&list[..], &["--endpoint-token-file", &other]].concat()));
     assert!(code == 64 && errors.contains("there is no endpoint \"b\""), "{errors}");
