@@ -2,7 +2,7 @@
 //! and what is cached is the tree's business.
 
 use super::adapter::{
-    Adapter, BACKGROUND_MAX, GENERATION, TRANSFER_MAX, empty, fail, guarded, refused_xattr, xattr,
+    Adapter, BACKGROUND_MAX, GENERATION, TRANSFER_MAX, empty, fail, guarded, is_hosts_xattr, xattr,
 };
 use super::convert::{self, node, open_flags};
 use super::dirs::DOTS;
@@ -32,6 +32,9 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             // flock only: byte-range locks stay with the kernel.
             InitFlags::FUSE_FLOCK_LOCKS,
+            // Trees take set-id bits away when a file is written: the kernel need not ask before
+            // every write whether there are any.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
             InitFlags::FUSE_PARALLEL_DIROPS,
         ];
         for flag in wanted {
@@ -392,7 +395,7 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        if refused_xattr(name).is_some() {
+        if is_hosts_xattr(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let flags = match flags {
@@ -405,8 +408,8 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        if let Some(errno) = refused_xattr(name) {
-            return reply.error(errno);
+        if is_hosts_xattr(name) {
+            return reply.error(Errno::EOPNOTSUPP);
         }
         let call = || self.tree.getxattr(&self.cx(), node(ino), name.as_bytes());
         self.answer(reply, call, |reply, value: Bytes| xattr(reply, size, &value));
@@ -421,7 +424,7 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        if refused_xattr(name).is_some() {
+        if is_hosts_xattr(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let call = || self.tree.removexattr(&self.cx(), node(ino), name.as_bytes());

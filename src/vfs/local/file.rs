@@ -17,6 +17,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// Most that one read returns.
 const READ_MAX: u32 = 8 << 20;
+/// Most that is copied on a thread that others wait for.
+const AT_HAND_MAX: u32 = 64 << 10;
 /// How often a name that others keep creating and removing is tried.
 const RACES_MAX: u32 = 16;
 
@@ -46,6 +48,19 @@ impl OpenFile {
         Ok(Read::Data { bytes: bytes.into(), eof })
     }
 
+    /// What the page cache holds; `None` where a disk would have to be asked.
+    pub fn read_at_hand(&self, offset: u64, len: u32) -> Option<Read> {
+        if !self.flags.reads() || len > AT_HAND_MAX {
+            return None;
+        }
+        let bytes = sys::pread_cached(&self.file, offset, len as usize).ok()?;
+        let eof = bytes.len() < len as usize;
+        if eof && self.stat().ok()?.size() > offset + bytes.len() as u64 {
+            return None;
+        }
+        Some(Read::Data { bytes: bytes.into(), eof })
+    }
+
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<Written> {
         self.writable()?;
         let mut done = 0;
@@ -60,6 +75,18 @@ impl OpenFile {
             }
         }
         Ok(Written::bytes(done))
+    }
+
+    /// Whoever changes a file takes its set-id bits away, as the host does for users other than root.
+    pub fn without_set_id(&self, stat: sys::Stat) -> Result<sys::Stat> {
+        let group_runs = stat.mode() & libc::S_IXGRP != 0;
+        let taken = libc::S_ISUID | if group_runs { libc::S_ISGID } else { 0 };
+        if stat.mode() & taken == 0 {
+            return Ok(stat);
+        }
+        let mode = Mode::from_bits_truncate(stat.mode() & 0o7777 & !taken);
+        nix::sys::stat::fchmod(&self.file, mode)?;
+        self.stat()
     }
 
     pub fn stat(&self) -> Result<sys::Stat> {

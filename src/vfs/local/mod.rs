@@ -184,11 +184,15 @@ impl Tree for Local {
         self.handles.get(handle)?.1.read(offset, len)
     }
 
+    fn read_at_hand(&self, _: &Cx, handle: Handle, offset: u64, len: u32) -> Option<Read> {
+        self.handles.get(handle).ok()?.1.read_at_hand(offset, len)
+    }
+
     fn write(&self, _: &Cx, handle: Handle, offset: u64, data: Bytes) -> Result<Written> {
         let (node, file) = self.handles.get(handle)?;
         let _changing = self.changing();
         let written = file.write(offset, &data)?;
-        let stat = file.stat()?;
+        let stat = file.without_set_id(file.stat()?)?;
         self.note(node, &stat);
         self.announce(&[Event::Data { node, generation: Some(stat.generation()) }]);
         Ok(Written { attr: Some(stat.attr(node)), ..written })

@@ -44,6 +44,10 @@ impl Stat {
         }
     }
 
+    pub fn size(&self) -> u64 {
+        self.0.stx_size
+    }
+
     pub fn mode(&self) -> u32 {
         u32::from(self.0.stx_mode)
     }
@@ -173,6 +177,20 @@ pub fn pread(file: &File, offset: u64, len: usize) -> Result<Vec<u8>> {
         // SAFETY: the kernel has filled `n` bytes of the room.
         unsafe { out.set_len(out.len() + n) };
     }
+    Ok(out)
+}
+
+/// As much of `len` bytes at `offset` as needs no disk. Errors: EAGAIN; those of filesystems that cannot
+/// tell.
+pub fn pread_cached(file: &File, offset: u64, len: usize) -> Result<Vec<u8>> {
+    let at = i64::try_from(offset).map_err(|_| Error::invalid("offset is beyond every file"))?;
+    let mut out = Vec::<u8>::with_capacity(len);
+    let room = libc::iovec { iov_base: out.as_mut_ptr().cast(), iov_len: len };
+    // SAFETY: `room` is writable memory of `len` bytes.
+    let rc = unsafe { libc::preadv2(file.as_raw_fd(), &room, 1, at, libc::RWF_NOWAIT) };
+    let n = check(rc)?;
+    // SAFETY: the kernel has filled `n` bytes of the room.
+    unsafe { out.set_len(n) };
     Ok(out)
 }
 
