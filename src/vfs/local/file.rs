@@ -8,6 +8,7 @@ use crate::vfs::{
     Attr, FileKind, Kind, LockKind, LockRequest, NodeId, OpenFlags, Opened, Read, Written,
 };
 use nix::fcntl::OFlag;
+use nix::sys::inotify::AddWatchFlags;
 use nix::sys::stat::Mode;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -222,6 +223,7 @@ impl Core {
         let mode = Mode::from_bits_truncate(mode & 0o777);
         let file = File::from(nix::fcntl::openat(dir, name, host | OFlag::O_CLOEXEC, mode)?);
         let stat = sys::stat(&file, OsStr::new(""))?;
+        self.note_name((dir.id, name), AddWatchFlags::IN_CREATE, Some(stat.key()));
         let attr = self.attr(dir.id, name, &stat);
         let handle = self.handles.insert(attr.id, OpenFile::new(file, flags))?;
         let generation = attr.generation;

@@ -37,11 +37,17 @@ pub struct LocalOptions {
     pub read_only: bool,
     /// Nodes remembered; see [`ids::NODES_MAX`].
     pub nodes_max: usize,
+    /// Directories watched for changes by others at once.
+    pub watches_max: usize,
 }
 
 impl Default for LocalOptions {
     fn default() -> LocalOptions {
-        LocalOptions { read_only: false, nodes_max: ids::NODES_MAX }
+        LocalOptions {
+            read_only: false,
+            nodes_max: ids::NODES_MAX,
+            watches_max: watch::WATCHES_MAX,
+        }
     }
 }
 
@@ -89,7 +95,7 @@ impl Local {
             return Err(e.context(path.display()));
         }
         sys::probe(&root).context(path.display())?;
-        let watching = Watching::new(&root);
+        let watching = Watching::new(&root, options.watches_max);
         Ok(Local(Arc::new(Core {
             watching,
             start: Once::new(),
@@ -330,6 +336,13 @@ impl Tree for Local {
         if self.watching.is_some() {
             self.start.call_once(|| Watching::start(&self.0));
         }
-        Ok(self.watchers.add(sink))
+        let (listening, core) = (self.watchers.add(sink), Arc::downgrade(&self.0));
+        Ok(Watch::new(move || {
+            drop(listening);
+            // The last to leave has the watches removed.
+            if let Some(w) = core.upgrade().as_ref().and_then(|core| core.watching.as_ref()) {
+                w.nudge();
+            }
+        }))
     }
 }
