@@ -6,6 +6,7 @@
 mod change;
 mod file;
 mod listing;
+mod phases;
 mod resolve;
 mod sys;
 mod watch;

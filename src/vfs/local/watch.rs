@@ -12,6 +12,7 @@
 //! directory, nor what other hosts do to a network filesystem. Such a filesystem is not watched at all;
 //! whoever remembers attributes believes those of files with several names for a moment only.
 
+use super::phases::{Going, Phases};
 use super::sys::{self, FileKey, Stat};
 use super::{Core, Event};
 use crate::base::{Error, Result};
@@ -23,7 +24,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDe
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -40,8 +41,6 @@ const OWN_NAMES_MAX: usize = 65_536;
 const GATHERED_MAX: usize = 16_384;
 /// How long events are gathered before they are told.
 const GATHER: Duration = Duration::from_millis(5);
-/// How long a change of our own is waited for before its events are looked at all the same.
-const OWN_MAX: Duration = Duration::from_millis(100);
 /// How old an answer can be where a directory could not be watched.
 const BLIND: Duration = Duration::from_secs(1);
 
@@ -95,45 +94,6 @@ struct Own {
 /// A name came, went, or leads elsewhere.
 fn names() -> AddWatchFlags {
     AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE
-}
-
-/// Counts what goes on, so that somebody can wait for what had begun without holding up what begins.
-#[derive(Default)]
-struct Phases {
-    phase: AtomicUsize,
-    running: [AtomicUsize; 2],
-}
-
-/// Something that goes on; dropping it ends it.
-pub struct Going<'a>(&'a AtomicUsize);
-
-impl Drop for Going<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl Phases {
-    fn begin(&self) -> Going<'_> {
-        loop {
-            let phase = self.phase.load(Ordering::Acquire);
-            let running = &self.running[phase % 2];
-            running.fetch_add(1, Ordering::AcqRel);
-            if self.phase.load(Ordering::Acquire) == phase {
-                return Going(running);
-            }
-            running.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-
-    /// Waits until all that had begun has ended, or for [`OWN_MAX`].
-    fn settle(&self) {
-        let phase = self.phase.fetch_add(1, Ordering::AcqRel);
-        let until = Instant::now() + OWN_MAX;
-        while self.running[phase % 2].load(Ordering::Acquire) > 0 && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
 }
 
 #[derive(Default)]
