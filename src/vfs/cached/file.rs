@@ -87,6 +87,12 @@ impl Cached {
         self.behind.drain(node, &**sender, cx.deadline, &cx.cancel)
     }
 
+    /// As [`Cached::drain`], for everything: before the program ends.
+    pub fn drain_all(&self, cx: &Cx) -> Result<()> {
+        let drained = self.behind.nodes().into_iter().map(|node| self.drain(cx, node));
+        drained.fold(Ok(()), |all, one| all.and(one))
+    }
+
     pub(super) fn drain_handle(&self, cx: &Cx, handle: Handle) -> Result<()> {
         self.file(handle).map_or(Ok(()), |file| self.drain(cx, file.node))
     }
