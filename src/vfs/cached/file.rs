@@ -89,8 +89,11 @@ impl Cached {
 
     /// As [`Cached::drain`], for everything: before the program ends.
     pub fn drain_all(&self, cx: &Cx) -> Result<()> {
-        let drained = self.behind.nodes().into_iter().map(|node| self.drain(cx, node));
-        drained.fold(Ok(()), |all, one| all.and(one))
+        let mut outcome = Ok(());
+        for node in self.behind.nodes() {
+            outcome = outcome.and(self.drain(cx, node));
+        }
+        outcome
     }
 
     pub(super) fn drain_handle(&self, cx: &Cx, handle: Handle) -> Result<()> {
