@@ -7,6 +7,7 @@ mod files;
 mod listing;
 mod local;
 mod model;
+mod mounted;
 mod random;
 mod regions;
 mod remote;

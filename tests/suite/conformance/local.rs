@@ -353,15 +353,15 @@ fn only_directories_are_exported() {
     let _: &OsStr = missing.as_os_str();
 }
 
-/// A process's lock of bytes, as fcntl(2) has it; never waits.
+/// A lock of bytes; to the end without a length.
+pub fn flock(kind: i32, start: i64, len: i64) -> libc::flock {
+    let (l_type, l_whence) = (kind as i16, libc::SEEK_SET as i16);
+    libc::flock { l_type, l_whence, l_start: start, l_len: len, l_pid: 0 }
+}
+
+/// Locks as a process; never waits.
 pub fn fcntl_lock(file: &fs::File, kind: i32, start: i64, len: i64) -> nix::Result<()> {
-    let lock = libc::flock {
-        l_type: kind as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: start,
-        l_len: len,
-        l_pid: 0,
-    };
+    let lock = flock(kind, start, len);
     nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETLK(&lock)).map(drop)
 }
 
