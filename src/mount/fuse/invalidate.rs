@@ -60,7 +60,8 @@ impl Changes {
             Event::Resync => return,
         };
         let mut s = self.lock();
-        let idle = s.pending.is_empty() && s.names.is_empty();
+        // Two threads tell; the one that finds nothing sleeps while the other is still at it.
+        let idle = s.pending.is_empty() || name.is_some() && s.names.is_empty();
         if s.pending.len() < PENDING_MAX {
             let known = s.pending.entry(node).or_insert(what);
             *known = what.max(*known);
@@ -184,6 +185,18 @@ mod tests {
         assert!(!changes.is_pending(node));
         changes.stop();
         assert!(next().is_none());
+    }
+
+    #[test]
+    fn whoever_tells_of_inodes_is_woken_while_names_wait() {
+        let changes = Changes::default();
+        let (dir, name) = (NodeId(7), Arc::from(OsStr::new("n")));
+        changes.add(Event::Entry { dir, name });
+        changes.next(State::take_inodes).unwrap();
+        let seen = changes.news.seen();
+        changes.add(Event::Attr(NodeId(8)));
+        let woken = changes.news.wait(seen, Deadline::never());
+        woken.block(Deadline::after_ms(0), &Cancel::new()).unwrap();
     }
 
     #[test]

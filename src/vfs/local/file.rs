@@ -36,9 +36,7 @@ impl OpenFile {
     }
 
     pub fn read(&self, offset: u64, len: u32) -> Result<Read> {
-        if !self.flags.reads() {
-            return Err(Error::from_errno(libc::EBADF, "handle not readable"));
-        }
+        self.readable()?;
         let len = len.min(READ_MAX) as usize;
         let mut bytes = sys::pread(&self.file, offset, len)?;
         // Small files are asked for in large reads: their bytes may be kept for long, the room not.
@@ -99,7 +97,14 @@ impl OpenFile {
         Ok(self.file.set_len(size)?)
     }
 
-    fn writable(&self) -> Result<()> {
+    pub fn readable(&self) -> Result<()> {
+        if !self.flags.reads() {
+            return Err(Error::from_errno(libc::EBADF, "handle not readable"));
+        }
+        Ok(())
+    }
+
+    pub fn writable(&self) -> Result<()> {
         if !self.flags.writes() {
             return Err(Error::from_errno(libc::EBADF, "handle not writable"));
         }
@@ -110,10 +115,15 @@ impl OpenFile {
         Ok(if data_only { self.file.sync_data() } else { self.file.sync_all() }?)
     }
 
+    /// A description of the same file that holds locks and nothing else: one that may both read and write
+    /// has locks of either kind, whoever asks for them later.
+    pub fn for_locks(&self) -> Result<File> {
+        let open = |access| sys::reopen(&self.file, access | OFlag::O_NONBLOCK);
+        open(OFlag::O_RDWR).or_else(|_| open(OFlag::O_RDONLY)).or_else(|_| open(OFlag::O_WRONLY))
+    }
+
+    /// The lock of the whole file, as flock(2) has it.
     pub fn lock(&self, request: LockRequest) -> Result<()> {
-        if request.range.is_some() {
-            return Err(Error::from_errno(libc::ENOSYS, "byte-range locks are not served"));
-        }
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wanted = locks.clone();
         wanted.remove(&request.owner);

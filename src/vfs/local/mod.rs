@@ -4,8 +4,10 @@
 //! but never names another file. The host's users and permissions are those of this process.
 
 mod change;
+mod content;
 mod file;
 mod listing;
+mod locks;
 mod phases;
 mod resolve;
 mod sys;
@@ -14,8 +16,8 @@ mod watch;
 use super::ids::{self, Ids, Numbering};
 use super::watchers::Watchers;
 use super::{
-    Attr, Caps, Cx, DirPage, Event, EventSink, Handle, LockKind, LockRequest, NodeId, OpenFlags,
-    Opened, Read, ReadDir, RenameFlags, SetAttr, StatFs, Tree, Watch, Written, XattrFlags,
+    Allocate, Attr, Caps, Cx, DirPage, Event, EventSink, Handle, LockRequest, NodeId, OpenFlags,
+    Opened, Read, ReadDir, RenameFlags, SeekTo, SetAttr, StatFs, Tree, Watch, Written, XattrFlags,
 };
 use crate::base::{Error, Name, Result, ResultExt, TreePath};
 use bytes::Bytes;
@@ -62,6 +64,7 @@ pub struct Core {
     ids: Ids<FileKey>,
     dirs: Dirs,
     walks: listing::Walks,
+    locks: locks::Locks,
     handles: super::handles::Handles<OpenFile>,
     watchers: Watchers,
     /// `None`: changes behind our back are not told.
@@ -106,6 +109,7 @@ impl Local {
             ids: Ids::new(stat.key(), options.nodes_max, Numbering::Counter),
             dirs: Dirs::default(),
             walks: listing::Walks::default(),
+            locks: locks::Locks::default(),
             handles: Default::default(),
             watchers: Watchers::default(),
         })))
@@ -196,13 +200,7 @@ impl Tree for Local {
     }
 
     fn write(&self, _: &Cx, handle: Handle, offset: u64, data: Bytes) -> Result<Written> {
-        let (node, file) = self.handles.get(handle)?;
-        let _changing = self.changing();
-        let written = file.write(offset, &data)?;
-        let stat = file.without_set_id(file.stat()?)?;
-        self.note(node, &stat);
-        self.announce(&[Event::Data { node, generation: Some(stat.generation()) }]);
-        Ok(Written { attr: Some(stat.attr(node)), ..written })
+        self.write_file(handle, offset, &data)
     }
 
     fn flush(&self, _: &Cx, handle: Handle) -> Result<Written> {
@@ -214,7 +212,7 @@ impl Tree for Local {
     }
 
     fn release(&self, _: &Cx, handle: Handle) -> Result<()> {
-        self.handles.remove(handle).map(drop)
+        self.close(handle)
     }
 
     fn mkdir(&self, _: &Cx, dir: NodeId, name: Name<'_>, mode: u32) -> Result<Attr> {
@@ -296,13 +294,37 @@ impl Tree for Local {
         self.change_xattr(node, name, None)
     }
 
-    fn lock(&self, _: &Cx, handle: Handle, request: LockRequest) -> Result<()> {
-        let (node, file) = self.handles.get(handle)?;
-        file.lock(request)?;
-        if request.kind != LockKind::Unlock {
-            self.tell_state(node, &file.stat()?);
-        }
-        Ok(())
+    fn lock(&self, cx: &Cx, handle: Handle, request: LockRequest) -> Result<()> {
+        self.set_lock(cx, handle, request)
+    }
+
+    fn test_lock(
+        &self,
+        cx: &Cx,
+        handle: Handle,
+        request: LockRequest,
+    ) -> Result<Option<LockRequest>> {
+        self.find_lock(cx, handle, &request)
+    }
+
+    fn allocate(&self, _: &Cx, handle: Handle, offset: u64, len: u64, how: Allocate) -> Result<()> {
+        self.writable()?;
+        self.allocate_range(handle, offset, len, how)
+    }
+
+    fn seek(&self, _: &Cx, handle: Handle, offset: u64, to: SeekTo) -> Result<u64> {
+        self.handles.get(handle)?.1.seek(offset, to)
+    }
+
+    fn copy_range(
+        &self,
+        _: &Cx,
+        from: (Handle, u64),
+        to: (Handle, u64),
+        len: u64,
+    ) -> Result<Written> {
+        self.writable()?;
+        self.copy_bytes(from, to, len)
     }
 
     fn statfs(&self, _: &Cx, node: NodeId) -> Result<StatFs> {
