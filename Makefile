@@ -27,7 +27,8 @@ setup-check:
 	@tests/setup 'cc:gcc libc6-dev' mandoc:mandoc
 
 setup: ## Install the Debian packages that building and testing need
-	@tests/setup 'cc:gcc libc6-dev' mandoc:mandoc fusermount3:fuse3 git:git
+	@tests/setup 'cc:gcc libc6-dev' mandoc:mandoc fusermount3:fuse3 git:git \
+		rsync:rsync sqlite3:sqlite3 vim:vim
 
 setup-demo:
 	@tests/setup 'cc:gcc libc6-dev' fusermount3:fuse3

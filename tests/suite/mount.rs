@@ -6,10 +6,12 @@ mod fuse;
 mod push;
 mod running;
 mod tls;
+mod tools;
 mod verbs;
 mod workspace;
 
 use crate::conformance::Scratch;
+use crate::program::Program;
 use spiderweb::base::{Deadline, Pool, Timer};
 use spiderweb::net::{Listener, Net};
 use spiderweb::node::{Export, Exports, FsService, Server, TokenDoor};
@@ -64,6 +66,51 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.net.stop(Deadline::after_ms(1000));
         self.timer.stop();
+    }
+}
+
+/// A directory, exported by the built program for as long as this lives.
+pub struct Exported {
+    dir: Scratch,
+    pub port: u16,
+    pub program: Program,
+}
+
+impl Exported {
+    pub fn start() -> Exported {
+        let dir = Scratch::new();
+        let (program, port) = Exported::serve(dir.path(), 0);
+        Exported { dir, port, program }
+    }
+
+    fn serve(dir: &Path, port: u16) -> (Program, u16) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spiderweb-fs-node"));
+        let export = format!("work={}", dir.display());
+        command.args(["--export", &export, "--port", &port.to_string()]);
+        command.args(["--auth-token", TOKEN]).env_clear();
+        let mut program = Program::start(command);
+        let at = program.wait_for("listening at ws://127.0.0.1:");
+        let digits = at.split('/').next().unwrap_or_default();
+        (program, digits.parse().unwrap())
+    }
+
+    /// After its end, on the same port.
+    pub fn start_again(&mut self) {
+        self.program = Exported::serve(self.dir.path(), self.port).0;
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn url(&self) -> String {
+        format!("ws://127.0.0.1:{}/v2/fs", self.port)
+    }
+
+    /// Mounts the export, with further arguments.
+    pub fn mount(&self, args: &[&str]) -> Option<Mount> {
+        let endpoint = format!("a={}@/", self.url());
+        Mount::start(&[&["--endpoint", &endpoint], args].concat())
     }
 }
 

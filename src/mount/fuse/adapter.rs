@@ -27,6 +27,8 @@ pub const TRANSFER_MAX: u32 = 1 << 20;
 pub const BACKGROUND_MAX: u16 = 64;
 /// Files whose content is kept from one open to the next, at most.
 const CONTENTS_MAX: usize = 1 << 16;
+/// How long a file that is opened waits for the kernel to forget what it knew.
+const SETTLE_MS: u64 = 1_000;
 /// Ids are never used for another file while a tree lives.
 pub const GENERATION: Generation = Generation(0);
 
@@ -125,6 +127,16 @@ impl Adapter {
             FopenFlags::FOPEN_KEEP_CACHE
         } else {
             FopenFlags::empty()
+        }
+    }
+
+    /// Waits until the kernel has heard of what others did to a file before it was opened: it would
+    /// read no further than the size that it remembers (close-to-open). A kernel that is slow to take it
+    /// in, with a read under way, holds up no open for long.
+    pub fn settle(&self, cx: &Cx, node: NodeId, opened: &Opened) {
+        if opened.kind == FileKind::Plain {
+            let deadline = cx.deadline.min(Deadline::after_ms(SETTLE_MS));
+            let _ = self.changes.settle(node, deadline, &cx.cancel);
         }
     }
 

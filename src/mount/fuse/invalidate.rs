@@ -60,8 +60,8 @@ impl Changes {
             Event::Resync => return,
         };
         let mut s = self.lock();
-        // Two threads tell; the one that finds nothing sleeps while the other is still at it.
-        let idle = s.pending.is_empty() || name.is_some() && s.names.is_empty();
+        // Each of the two threads sleeps only when there is nothing for it.
+        let mut wake = s.pending.is_empty();
         if s.pending.len() < PENDING_MAX {
             let known = s.pending.entry(node).or_insert(what);
             *known = what.max(*known);
@@ -69,10 +69,11 @@ impl Changes {
             s.overrun = true;
         }
         if let Some(name) = name.filter(|_| s.names.len() < PENDING_MAX) {
+            wake |= s.names.is_empty();
             s.names.insert((node, name));
         }
         drop(s);
-        if idle {
+        if wake {
             self.news.notify();
         }
     }
@@ -206,6 +207,18 @@ mod tests {
         changes.add(Event::Entry { dir: NodeId(3), name: name.clone() });
         assert_eq!(changes.next(State::take_names).unwrap(), BTreeSet::from([(NodeId(3), name)]));
         assert_eq!(changes.next(State::take_inodes).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn names_that_wait_keep_no_inode_waiting() {
+        let changes = Changes::default();
+        changes.add(Event::Entry { dir: NodeId(3), name: OsStr::new("x").into() });
+        changes.next(State::take_inodes).unwrap();
+        // The other thread has not come for the name when the next change comes.
+        let seen = changes.news.seen();
+        changes.add(Event::Attr(NodeId(4)));
+        let woken = changes.news.wait(seen, Deadline::never());
+        woken.block(Deadline::after_ms(0), &Cancel::new()).unwrap();
     }
 
     #[test]

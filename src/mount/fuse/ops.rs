@@ -204,7 +204,10 @@ impl Filesystem for Adapter {
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let call = || {
             let flags = crate::vfs::OpenFlags { exclusive: false, ..open_flags(flags.0) };
-            self.tree.open(&self.cx(), node(ino), flags)
+            let cx = self.cx();
+            let opened = self.tree.open(&cx, node(ino), flags)?;
+            self.settle(&cx, node(ino), &opened);
+            Ok(opened)
         };
         self.answer(reply, call, |reply, opened: Opened| {
             reply.opened(FileHandle(opened.handle.0), self.fopen(node(ino), &opened));

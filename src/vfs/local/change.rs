@@ -130,7 +130,12 @@ impl Core {
         let path = sys::proc_path(&node);
         // Set-id bits can be kept, not gained; a new owner does not get them.
         let new_owner = set.uid.is_some() || set.gid.is_some();
-        let kept = if new_owner { 0 } else { node.stat.mode() };
+        // On a directory setgid only names the group of what is made in it.
+        let kept = match node.stat.kind() {
+            Kind::Dir => node.stat.mode() | libc::S_ISGID,
+            _ if new_owner => 0,
+            _ => node.stat.mode(),
+        };
         if set.mode.is_some_and(|mode| mode & SET_ID_BITS & !kept != 0) {
             return Err(Error::from_errno(libc::EPERM, "setuid and setgid are not granted"));
         }
