@@ -3,15 +3,13 @@
 use super::convert;
 use super::cursor::DOTS;
 use super::exports::Export;
-use super::session::{Open, Ready};
+use super::files::{create, on_handle, open};
+use super::session::Ready;
 use crate::base::{Code, Error, Result, TreePath, Wait};
 use crate::vfs::{
-    Attr, Cx, FileKind, Kind, LockRequest, NodeId, OpenFlags, PageLimit, Range, Read, ReadDir,
-    RenameFlags, SetAttr, Written, XattrFlags, walk, wire,
+    Attr, Cx, Kind, NodeId, PageLimit, ReadDir, RenameFlags, SetAttr, XattrFlags, walk, wire,
 };
-use crate::wire::DATA_MAX;
 use crate::wire::fs::{self, Call, Op, Reply};
-use bytes::Bytes;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
@@ -32,20 +30,20 @@ pub enum Attempt {
 }
 
 /// A node of an export.
-struct At<'a> {
-    index: usize,
-    export: &'a Export,
-    node: NodeId,
+pub(super) struct At<'a> {
+    pub index: usize,
+    pub export: &'a Export,
+    pub node: NodeId,
 }
 
 impl<'a> At<'a> {
-    fn of(ready: &'a Ready, id: u64) -> Result<At<'a>> {
+    pub fn of(ready: &'a Ready, id: u64) -> Result<At<'a>> {
         let (index, export, node) = ready.exports().node(id)?;
         Ok(At { index, export, node })
     }
 
     /// The same, where something is to be changed. Errors: EROFS.
-    fn changing(ready: &'a Ready, id: u64) -> Result<At<'a>> {
+    pub fn changing(ready: &'a Ready, id: u64) -> Result<At<'a>> {
         let at = At::of(ready, id)?;
         at.export.writable()?;
         Ok(at)
@@ -57,7 +55,7 @@ impl<'a> At<'a> {
 }
 
 impl Export {
-    fn writable(&self) -> Result<()> {
+    pub(super) fn writable(&self) -> Result<()> {
         if self.caps().read_only {
             return Err(Error::new(Code::Erofs, "export is read-only"));
         }
@@ -65,10 +63,17 @@ impl Export {
     }
 }
 
-const DONE: Result<Attempt> = Ok(Attempt::Done(Reply::Done));
+pub(super) const DONE: Result<Attempt> = Ok(Attempt::Done(Reply::Done));
 
-fn done((): ()) -> Attempt {
+pub(super) fn done((): ()) -> Attempt {
     Attempt::Done(Reply::Done)
+}
+
+/// The mode of what a client makes. Ours say exactly what they want; the others count on the node to take
+/// away what a shell would.
+pub(super) fn permissions(ready: &Ready, mode: u32) -> u32 {
+    const UMASK: u32 = 0o022;
+    if ready.ext.is_some() { mode & 0o7777 } else { mode & 0o7777 & !UMASK }
 }
 
 pub fn run(ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
@@ -130,7 +135,7 @@ fn on_node(ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
         }
         Call::Mkdir { dir, name, mode } => {
             let at = At::changing(ready, *dir)?;
-            let mode = mode.unwrap_or(DIR_MODE);
+            let mode = permissions(ready, mode.unwrap_or(DIR_MODE));
             at.attr(&at.export.tree.mkdir(cx, at.node, convert::name(name)?, mode)?)
         }
         Call::Symlink { dir, name, target } => {
@@ -355,143 +360,4 @@ fn skip(cx: &Cx, at: &At<'_>, n: u64) -> Result<u64> {
         cx.check()?;
     }
     Ok(cookie)
-}
-
-fn open(ready: &Ready, cx: &Cx, node: u64, bits: u32) -> Result<Attempt> {
-    let at = At::of(ready, node)?;
-    let mut flags = wire::flags_from(bits);
-    if ready.ext.is_none() {
-        // Old clients send the kernel's flags as they come and do what these mean themselves.
-        flags = OpenFlags { append: false, truncate: false, ..flags };
-    }
-    if flags.writes() || flags.truncate {
-        at.export.writable()?;
-    }
-    let opened = at.export.tree.open(cx, at.node, flags)?;
-    let open = Open { export: at.index, handle: opened.handle, kind: opened.kind, flags };
-    let h = kept(ready, cx, &at, open)?;
-    Ok(Attempt::Done(Reply::Open(convert::open_reply(h, &opened, flags))))
-}
-
-fn create(
-    ready: &Ready,
-    cx: &Cx,
-    (dir, name): (u64, &OsStr),
-    mode: u32,
-    bits: u32,
-) -> Result<Attempt> {
-    let at = At::changing(ready, dir)?;
-    let mut flags = wire::flags_from(bits);
-    if ready.ext.is_none() {
-        // The base protocol creates exclusively, and its handle always writes (spec: fs 5, create).
-        flags = OpenFlags { exclusive: true, ..OpenFlags::READ_WRITE };
-    }
-    let (attr, opened) =
-        at.export.tree.create(cx, at.node, convert::name(name)?, mode & 0o7777, flags)?;
-    let open = Open { export: at.index, handle: opened.handle, kind: opened.kind, flags };
-    let h = kept(ready, cx, &at, open)?;
-    let attr = convert::attr(at.index, &attr)?;
-    Ok(Attempt::Done(Reply::Created(attr, convert::open_reply(h, &opened, flags))))
-}
-
-/// Numbers an open file, or closes it again when it cannot be kept.
-fn kept(ready: &Ready, cx: &Cx, at: &At<'_>, open: Open) -> Result<u64> {
-    let handle = open.handle;
-    ready.held.keep(open).inspect_err(|_| {
-        let _ = at.export.tree.release(cx, handle);
-    })
-}
-
-fn on_handle(ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
-    let h = call.handle().unwrap_or_default();
-    let open = match call {
-        Call::Close { h } => ready.held.forget(*h)?,
-        _ => ready.held.opened(h)?,
-    };
-    let export = ready.exports().get(open.export);
-    let export = export.ok_or_else(|| Error::new(Code::Ebadf, "unknown handle"))?;
-    let tree = &export.tree;
-    match call {
-        Call::Read { off, len, .. } => {
-            if !open.flags.reads() {
-                return Err(Error::new(Code::Ebadf, "handle not readable"));
-            }
-            Ok(match tree.read(cx, open.handle, *off, (*len).min(DATA_MAX as u32))? {
-                Read::Data { bytes, eof } => Attempt::Done(Reply::Data { bytes, eof }),
-                Read::Wait(wait) => Attempt::Wait(wait),
-            })
-        }
-        Call::Write { off, data, .. } => {
-            if !open.flags.writes() {
-                return Err(Error::new(Code::Ebadf, "handle not writable"));
-            }
-            if data.len() > DATA_MAX {
-                return Err(Error::invalid("WRITE exceeds max_write"));
-            }
-            write(ready, cx, export, &open, *off, data.clone())
-        }
-        Call::Close { .. } => {
-            let flushed = tree.flush(cx, open.handle);
-            tree.release(cx, open.handle)?;
-            flushed.map(|_| Attempt::Done(Reply::Done))
-        }
-        Call::Flush { .. } => Ok(written(tree.flush(cx, open.handle)?)),
-        Call::Fsync { data_only, .. } => tree.fsync(cx, open.handle, *data_only).map(done),
-        Call::Lock { kind, wait, owner, range, .. } => {
-            let request =
-                LockRequest { kind: wire::lock_from(*kind), owner: *owner, range: *range };
-            match tree.lock(cx, open.handle, request) {
-                Err(e) if e.errno() == libc::EAGAIN && *wait => Ok(Attempt::Locked),
-                Err(e) if e.errno() == libc::EAGAIN => Err(Error::new(Code::Again, "would block")),
-                outcome => outcome.map(done),
-            }
-        }
-        Call::Getlk { kind, owner, range, .. } => {
-            let request =
-                LockRequest { kind: wire::lock_from(*kind), owner: *owner, range: *range };
-            let held = tree.test_lock(cx, open.handle, request)?;
-            let whole = Range { start: 0, end: u64::MAX };
-            let held = held.map(|l| (wire::lock_to(l.kind), l.range.unwrap_or(whole)));
-            Ok(Attempt::Done(Reply::Held(held)))
-        }
-        Call::Allocate { off, len, how, .. } => {
-            tree.allocate(cx, open.handle, *off, *len, *how).map(done)
-        }
-        Call::Seek { off, to, .. } => {
-            Ok(Attempt::Done(Reply::Sought(tree.seek(cx, open.handle, *off, *to)?)))
-        }
-        Call::Copy { from, from_off, off, len, .. } => {
-            let source = ready.held.opened(*from)?;
-            if source.export != open.export {
-                return Err(Error::new(Code::Exdev, "cross-export copy is not supported"));
-            }
-            Ok(written(tree.copy_range(
-                cx,
-                (source.handle, *from_off),
-                (open.handle, *off),
-                *len,
-            )?))
-        }
-        _ => DONE,
-    }
-}
-
-fn write(
-    ready: &Ready,
-    cx: &Cx,
-    export: &Export,
-    open: &Open,
-    off: u64,
-    data: Bytes,
-) -> Result<Attempt> {
-    let mut outcome = export.tree.write(cx, open.handle, off, data)?;
-    // Clients that know no flush write a message whole (spec: fs 15.2).
-    if open.kind == FileKind::Message && !ready.negotiated(Op::Flush) {
-        outcome.extra = export.tree.flush(cx, open.handle)?.extra.or(outcome.extra);
-    }
-    Ok(written(outcome))
-}
-
-fn written(w: Written) -> Attempt {
-    Attempt::Done(Reply::Written { n: w.n, attr: None, extra: w.extra })
 }

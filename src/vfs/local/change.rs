@@ -3,7 +3,7 @@
 
 use super::file::entry;
 use super::resolve::Node;
-use super::sys;
+use super::sys::{self, Stat};
 use super::{Core, Event};
 use crate::base::{Error, Result};
 use crate::vfs::{Attr, Handle, Kind, NodeId, RenameFlags, SetAttr, SetTime, XattrFlags};
@@ -12,13 +12,23 @@ use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags};
 use std::ffi::OsStr;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 const SET_ID_BITS: u32 = libc::S_ISUID | libc::S_ISGID;
 
 impl Core {
     pub(super) fn make_dir(&self, dir: &Node, name: &OsStr, mode: u32) -> Result<Attr> {
-        nix::sys::stat::mkdirat(dir, name, Mode::from_bits_truncate(mode & 0o1777))?;
+        let mode = mode & 0o1777;
+        nix::sys::stat::mkdirat(dir, name, Mode::from_bits_truncate(mode))?;
+        let stat = sys::stat(dir, name)?;
+        if stat.mode() & 0o1777 != mode
+            && let Ok(made) = sys::open_beneath(dir, name)
+            && let Ok(seen) = sys::stat(&made, OsStr::new(""))
+            && seen.key() == stat.key()
+        {
+            exact_mode(&made, stat, mode)?;
+        }
         self.made(dir, name)
     }
 
@@ -167,6 +177,21 @@ impl Core {
         }
         self.announce(&[Event::Attr(id)]);
         Ok(())
+    }
+}
+
+/// What was just made gets the mode that was asked for, also what this process's umask took away. The
+/// group that a directory hands down stays; filesystems without modes keep what they have.
+pub(super) fn exact_mode(fd: impl AsFd, made: Stat, mode: u32) -> Result<Stat> {
+    let kept = made.mode() & SET_ID_BITS;
+    if made.mode() & 0o7777 == mode | kept {
+        return Ok(made);
+    }
+    let (path, mode) = (sys::proc_path(&fd), Mode::from_bits_truncate(mode | kept));
+    let follow = FchmodatFlags::FollowSymlink;
+    match nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, path.as_c_str(), mode, follow) {
+        Ok(()) => sys::stat(fd, OsStr::new("")),
+        Err(_) => Ok(made),
     }
 }
 
