@@ -3,15 +3,13 @@
 use super::convert;
 use super::cursor::DOTS;
 use super::exports::Export;
-use super::session::{Open, Ready};
-use crate::base::{Code, Deadline, Error, Result, TreePath, Wait};
+use super::files::{create, on_handle, open};
+use super::session::Ready;
+use crate::base::{Code, Error, Result, TreePath, Wait};
 use crate::vfs::{
-    Attr, Cx, FileKind, Kind, LockRequest, NodeId, OpenFlags, PageLimit, Range, Read, ReadDir,
-    RenameFlags, SetAttr, Written, XattrFlags, walk, wire,
+    Attr, Cx, Kind, NodeId, PageLimit, ReadDir, RenameFlags, SetAttr, XattrFlags, walk, wire,
 };
-use crate::wire::DATA_MAX;
 use crate::wire::fs::{self, Call, Op, Reply};
-use bytes::Bytes;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
@@ -33,20 +31,20 @@ pub enum Attempt {
 }
 
 /// A node of an export.
-struct At {
-    index: usize,
-    export: Arc<Export>,
-    node: NodeId,
+pub(super) struct At {
+    pub index: usize,
+    pub export: Arc<Export>,
+    pub node: NodeId,
 }
 
 impl At {
-    fn of(ready: &Ready, id: u64) -> Result<At> {
+    pub fn of(ready: &Ready, id: u64) -> Result<At> {
         let (index, export, node) = ready.exports().node(id)?;
         Ok(At { index, export, node })
     }
 
     /// The same, where something is to be changed. Errors: EROFS.
-    fn changing(ready: &Ready, id: u64) -> Result<At> {
+    pub fn changing(ready: &Ready, id: u64) -> Result<At> {
         let at = At::of(ready, id)?;
         at.export.writable()?;
         Ok(at)
@@ -58,7 +56,7 @@ impl At {
 }
 
 impl Export {
-    fn writable(&self) -> Result<()> {
+    pub(super) fn writable(&self) -> Result<()> {
         if self.caps().read_only {
             return Err(Error::new(Code::Erofs, "export is read-only"));
         }
@@ -66,10 +64,17 @@ impl Export {
     }
 }
 
-const DONE: Result<Attempt> = Ok(Attempt::Done(Reply::Done));
+pub(super) const DONE: Result<Attempt> = Ok(Attempt::Done(Reply::Done));
 
-fn done((): ()) -> Attempt {
+pub(super) fn done((): ()) -> Attempt {
     Attempt::Done(Reply::Done)
+}
+
+/// The mode of what a client makes. Ours say exactly what they want; the others count on the node to take
+/// away what a shell would.
+pub(super) fn permissions(ready: &Ready, mode: u32) -> u32 {
+    const UMASK: u32 = 0o022;
+    if ready.ext.is_some() { mode & 0o7777 } else { mode & 0o7777 & !UMASK }
 }
 
 pub fn run(ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
@@ -131,7 +136,7 @@ fn on_node(ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
         }
         Call::Mkdir { dir, name, mode } => {
             let at = At::changing(ready, *dir)?;
-            let mode = mode.unwrap_or(DIR_MODE);
+            let mode = permissions(ready, mode.unwrap_or(DIR_MODE));
             at.attr(&at.export.tree.mkdir(cx, at.node, convert::name(name)?, mode)?)
         }
         Call::Symlink { dir, name, target } => {
@@ -356,158 +361,4 @@ fn skip(cx: &Cx, at: &At, n: u64) -> Result<u64> {
         cx.check()?;
     }
     Ok(cookie)
-}
-
-fn open(ready: &Ready, cx: &Cx, node: u64, bits: u32) -> Result<Attempt> {
-    let at = At::of(ready, node)?;
-    let mut flags = wire::flags_from(bits);
-    if ready.ext.is_none() {
-        // Old clients send the kernel's flags as they come and do what these mean themselves.
-        flags = OpenFlags { append: false, truncate: false, ..flags };
-    }
-    if flags.writes() || flags.truncate {
-        at.export.writable()?;
-    }
-    let opened = at.export.tree.open(cx, at.node, flags)?;
-    let open = Open { export: at.index, handle: opened.handle, kind: opened.kind, flags };
-    let h = kept(ready, cx, &at, open)?;
-    Ok(Attempt::Done(Reply::Open(convert::open_reply(h, &opened, flags))))
-}
-
-fn create(
-    ready: &Ready,
-    cx: &Cx,
-    (dir, name): (u64, &OsStr),
-    mode: u32,
-    bits: u32,
-) -> Result<Attempt> {
-    let at = At::changing(ready, dir)?;
-    let mut flags = wire::flags_from(bits);
-    if ready.ext.is_none() {
-        // The base protocol creates exclusively, and its handle always writes (spec: fs 5, create).
-        flags = OpenFlags { exclusive: true, ..OpenFlags::READ_WRITE };
-    }
-    let (attr, opened) =
-        at.export.tree.create(cx, at.node, convert::name(name)?, mode & 0o7777, flags)?;
-    let open = Open { export: at.index, handle: opened.handle, kind: opened.kind, flags };
-    let h = kept(ready, cx, &at, open)?;
-    let attr = convert::attr(at.index, &attr)?;
-    Ok(Attempt::Done(Reply::Created(attr, convert::open_reply(h, &opened, flags))))
-}
-
-/// Numbers an open file, or closes it again when it cannot be kept.
-fn kept(ready: &Ready, cx: &Cx, at: &At, open: Open) -> Result<u64> {
-    let handle = open.handle;
-    ready.held.keep(open).inspect_err(|_| {
-        let _ = at.export.tree.release(cx, handle);
-    })
-}
-
-/// The reply to a read whose bytes are at hand; the thread that moves messages gives it itself. What is
-/// queued for the same file goes first.
-pub fn at_hand(ready: &Ready, call: &Call) -> Option<Reply> {
-    let Call::Read { h, off, len } = call else { return None };
-    let open = ready.held.opened(*h).ok()?;
-    if open.kind != FileKind::Plain || !open.flags.reads() || !ready.held.lanes.is_free(h) {
-        return None;
-    }
-    let export = ready.exports().get(open.export).ok()?;
-    let cx = Cx::new(ready.held.who.clone(), Deadline::never());
-    match export.tree.read_at_hand(&cx, open.handle, *off, *len)? {
-        Read::Data { bytes, eof } => Some(Reply::Data { bytes, eof }),
-        Read::Wait(_) => None,
-    }
-}
-
-fn on_handle(ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
-    let h = call.handle().unwrap_or_default();
-    let open = match call {
-        Call::Close { h } => ready.held.forget(*h)?,
-        _ => ready.held.opened(h)?,
-    };
-    let export = ready.exports().get(open.export)?;
-    let tree = &export.tree;
-    match call {
-        Call::Read { off, len, .. } => {
-            if !open.flags.reads() {
-                return Err(Error::new(Code::Ebadf, "handle not readable"));
-            }
-            Ok(match tree.read(cx, open.handle, *off, (*len).min(DATA_MAX as u32))? {
-                Read::Data { bytes, eof } => Attempt::Done(Reply::Data { bytes, eof }),
-                Read::Wait(wait) => Attempt::Wait(wait),
-            })
-        }
-        Call::Write { off, data, .. } => {
-            if !open.flags.writes() {
-                return Err(Error::new(Code::Ebadf, "handle not writable"));
-            }
-            if data.len() > DATA_MAX {
-                return Err(Error::invalid("WRITE exceeds max_write"));
-            }
-            write(ready, cx, &export, &open, *off, data.clone())
-        }
-        Call::Close { .. } => {
-            let flushed = tree.flush(cx, open.handle);
-            tree.release(cx, open.handle)?;
-            flushed.map(|_| Attempt::Done(Reply::Done))
-        }
-        Call::Flush { .. } => Ok(written(tree.flush(cx, open.handle)?)),
-        Call::Fsync { data_only, .. } => tree.fsync(cx, open.handle, *data_only).map(done),
-        Call::Lock { kind, wait, owner, range, .. } => {
-            let request =
-                LockRequest { kind: wire::lock_from(*kind), owner: *owner, range: *range };
-            match tree.lock(cx, open.handle, request) {
-                Err(e) if e.errno() == libc::EAGAIN && *wait => Ok(Attempt::Locked),
-                Err(e) if e.errno() == libc::EAGAIN => Err(Error::new(Code::Again, "would block")),
-                outcome => outcome.map(done),
-            }
-        }
-        Call::Getlk { kind, owner, range, .. } => {
-            let request =
-                LockRequest { kind: wire::lock_from(*kind), owner: *owner, range: *range };
-            let held = tree.test_lock(cx, open.handle, request)?;
-            let whole = Range { start: 0, end: u64::MAX };
-            let held = held.map(|l| (wire::lock_to(l.kind), l.range.unwrap_or(whole)));
-            Ok(Attempt::Done(Reply::Held(held)))
-        }
-        Call::Allocate { off, len, how, .. } => {
-            tree.allocate(cx, open.handle, *off, *len, *how).map(done)
-        }
-        Call::Seek { off, to, .. } => {
-            Ok(Attempt::Done(Reply::Sought(tree.seek(cx, open.handle, *off, *to)?)))
-        }
-        Call::Copy { from, from_off, off, len, .. } => {
-            let source = ready.held.opened(*from)?;
-            if source.export != open.export {
-                return Err(Error::new(Code::Exdev, "cross-export copy is not supported"));
-            }
-            Ok(written(tree.copy_range(
-                cx,
-                (source.handle, *from_off),
-                (open.handle, *off),
-                *len,
-            )?))
-        }
-        _ => DONE,
-    }
-}
-
-fn write(
-    ready: &Ready,
-    cx: &Cx,
-    export: &Export,
-    open: &Open,
-    off: u64,
-    data: Bytes,
-) -> Result<Attempt> {
-    let mut outcome = export.tree.write(cx, open.handle, off, data)?;
-    // Clients that know no flush write a message whole (spec: fs 15.2).
-    if open.kind == FileKind::Message && !ready.negotiated(Op::Flush) {
-        outcome.extra = export.tree.flush(cx, open.handle)?.extra.or(outcome.extra);
-    }
-    Ok(written(outcome))
-}
-
-fn written(w: Written) -> Attempt {
-    Attempt::Done(Reply::Written { n: w.n, attr: None, extra: w.extra })
 }

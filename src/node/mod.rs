@@ -6,6 +6,7 @@ mod convert;
 mod cursor;
 mod daemon;
 mod exports;
+mod files;
 mod held;
 mod job;
 mod listen;

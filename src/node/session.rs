@@ -2,8 +2,8 @@
 //! one open file keep their order; a read that must wait is parked; a lock that is taken is tried again
 //! later; neither holds a thread.
 
-use super::calls;
 use super::exports::Exports;
+use super::files;
 use super::held::{Held, Sessions, Turn};
 use super::job::{Asked, Job};
 use crate::base::{Cancel, Code, Error, Gauge, Lanes, Pool, Result, Timer};
@@ -342,7 +342,7 @@ impl Session {
         if let Call::Close { h } = call {
             self.give_up(|r| r.h == Some(h));
         }
-        if let Some(reply) = calls::at_hand(&ready, &call) {
+        if let Some(reply) = files::at_hand(&ready, &call) {
             return self.answer(tag, call.op(), ready.bin(), &Ok(reply));
         }
         let (h, cancel) = (call.handle(), Cancel::new());

@@ -368,3 +368,50 @@ impl Adapter {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vfs::Synthetic;
+    use crate::vfs::synthetic::{dir, fixed};
+
+    #[test]
+    fn parts_and_unlocking_need_no_look_at_the_process() {
+        let part = wanted(0, libc::F_WRLCK, 5, KERNEL_END);
+        let to_the_end = Range { start: 5, end: TO_THE_END };
+        assert_eq!(part, Wanted { flock: false, range: Some(to_the_end) });
+        assert_eq!(to_kernel(to_the_end), (5, KERNEL_END));
+        for kind in [libc::F_UNLCK, libc::F_RDLCK] {
+            let whole = wanted(0, kind, 0, KERNEL_END);
+            assert!(whole.flock && whole.range.is_some(), "nobody to look at");
+        }
+    }
+
+    #[test]
+    fn without_locks_in_the_tree_processes_of_the_mount_bar_each_other() {
+        let tree = Synthetic::new(dir([("f", fixed("x"))])).unwrap();
+        let (locks, node) = (Locks::default(), NodeId(7));
+        let cx = Cx::internal(Deadline::never());
+        let set = |handle, owner, kind, start, end| {
+            let wanted = Wanted { flock: false, range: Some(Range { start, end }) };
+            locks.set(&tree, &cx, Request { node, handle: Handle(handle), owner, kind, wanted })
+        };
+        let barred = |outcome: Result<()>| outcome.unwrap_err().errno() == libc::EAGAIN;
+        let missing = tree.lock(
+            &cx,
+            Handle(1),
+            LockRequest { kind: LockKind::Shared, owner: 1, range: Some(kernel_range(0, 1)) },
+        );
+        assert!(is_missing(&missing));
+        set(1, 1, LockKind::Exclusive, 0, 9).unwrap();
+        assert!(barred(set(2, 2, LockKind::Shared, 9, 9)));
+        let at = (node, Handle(2));
+        let found = locks.test(&tree, &cx, at, 2, LockKind::Shared, kernel_range(0, 20)).unwrap();
+        assert_eq!(found, Some((LockKind::Exclusive, Range { start: 0, end: 9 })));
+        locks.closed(&tree, &cx, (node, Handle(3)), 1);
+        set(2, 2, LockKind::Exclusive, 0, TO_THE_END).unwrap();
+        assert!(barred(set(1, 1, LockKind::Shared, 100, 100)));
+        locks.released(node, Handle(2));
+        set(1, 1, LockKind::Shared, 100, 100).unwrap();
+    }
+}

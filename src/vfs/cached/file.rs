@@ -40,6 +40,8 @@ pub(super) struct Delivery(pub Weak<Cached>);
 impl Sender for Delivery {
     fn send(&self, node: NodeId, handle: Handle, offset: u64, data: Bytes) {
         let Some(cached) = self.0.upgrade() else { return };
+        // Of several writes on their way at once none tells what the file is like after all of them.
+        cached.meta.edit(node);
         let since = cached.meta.now();
         let cx = cached.background();
         let written = cached.sending.run(|| cached.write_all(&cx, handle, offset, data));

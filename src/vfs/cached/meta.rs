@@ -207,7 +207,8 @@ impl Meta {
         self.drop_attr(id);
     }
 
-    /// We are about to change a file.
+    /// We are about to change a file: what is told of it from now on is told of the changed one, and
+    /// what another change that goes on tells is doubtful.
     pub fn edit(&self, id: NodeId) {
         self.touch(id);
         if let Some(node) = self.shard(id).nodes.get(&id) {
@@ -357,6 +358,13 @@ impl Meta {
     pub fn wrote(&self, since: Since, attr: &Attr, until: Until) {
         let mut s = self.shard(attr.id);
         if !self.holds(attr.id, since) {
+            // Something else happened meanwhile, and nobody knows in which order: what it told is as
+            // doubtful as this.
+            self.touch(attr.id);
+            if let Some(node) = s.nodes.get(&attr.id) {
+                node.attr = None;
+                node.edits += 1;
+            }
             return;
         }
         let until = until.or_else(|| s.doubt(attr).then(|| Instant::now() + self.ttl));

@@ -132,6 +132,7 @@ impl Tree for Cached {
         set: &SetAttr,
     ) -> Result<Attr> {
         self.drain(cx, node)?;
+        self.meta.edit(node);
         let since = self.meta.now();
         let outcome = self.own.run(|| self.inner.setattr(cx, node, handle, set));
         let attr = self.known(node, outcome)?;
@@ -217,6 +218,9 @@ impl Tree for Cached {
     ) -> Result<Written> {
         self.drain_handle(cx, from.0)?;
         self.drain_handle(cx, to.0)?;
+        if let Some(file) = self.file(to.0) {
+            self.meta.edit(file.node);
+        }
         let since = self.meta.now();
         let written = self.own.run(|| self.inner.copy_range(cx, from, to, len))?;
         match (&written.attr, self.file(to.0)) {

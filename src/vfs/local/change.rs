@@ -3,7 +3,7 @@
 
 use super::file::entry;
 use super::resolve::Node;
-use super::sys;
+use super::sys::{self, Stat};
 use super::{Core, Event};
 use crate::base::{Error, Result};
 use crate::vfs::{Attr, Handle, Kind, NodeId, RenameFlags, SetAttr, SetTime, XattrFlags};
@@ -13,6 +13,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags};
 use std::ffi::OsStr;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 const SET_ID_BITS: u32 = libc::S_ISUID | libc::S_ISGID;
@@ -20,11 +21,21 @@ const SET_ID_BITS: u32 = libc::S_ISUID | libc::S_ISGID;
 impl Core {
     pub(super) fn make_dir(&self, dir: &Node, name: &OsStr, mode: u32) -> Result<Attr> {
         let _changing = self.changing();
-        nix::sys::stat::mkdirat(dir, name, Mode::from_bits_truncate(mode & 0o1777))?;
+        let mode = mode & 0o1777;
+        nix::sys::stat::mkdirat(dir, name, Mode::from_bits_truncate(mode))?;
+        let stat = sys::stat(dir, name)?;
+        let made = sys::open_beneath(dir, name).ok().filter(|made| {
+            sys::stat(made, OsStr::new("")).is_ok_and(|seen| seen.key() == stat.key())
+        });
+        if stat.mode() & 0o1777 != mode
+            && let Some(made) = &made
+        {
+            exact_mode(made, stat, mode)?;
+        }
         let attr = self.made(dir, name)?;
         // Whoever made it knows that it is empty, and wants to hear when it no longer is.
-        if let Ok(fd) = sys::open_beneath(dir, name) {
-            self.look(attr.id, &fd);
+        if let Some(made) = &made {
+            self.look(attr.id, made);
         }
         Ok(attr)
     }
@@ -95,7 +106,7 @@ impl Core {
         self.note_name(old, AddWatchFlags::IN_MOVED_FROM, None);
         self.note_name(new, AddWatchFlags::IN_MOVED_TO, Some(moved));
         if flags.exchange {
-            let left = replaced.as_ref().map(sys::Stat::key);
+            let left = replaced.as_ref().map(Stat::key);
             self.note_name(old, AddWatchFlags::IN_MOVED_TO, left);
             self.note_name(new, AddWatchFlags::IN_MOVED_FROM, Some(moved));
         }
@@ -197,6 +208,21 @@ impl Core {
         self.note(id, &sys::stat(&node, OsStr::new(""))?);
         self.announce(&[Event::Attr(id)]);
         Ok(())
+    }
+}
+
+/// What was just made gets the mode that was asked for, also what this process's umask took away. The
+/// group that a directory hands down stays; filesystems without modes keep what they have.
+pub(super) fn exact_mode(fd: impl AsFd, made: Stat, mode: u32) -> Result<Stat> {
+    let kept = made.mode() & SET_ID_BITS;
+    if made.mode() & 0o7777 == mode | kept {
+        return Ok(made);
+    }
+    let (path, mode) = (sys::proc_path(&fd), Mode::from_bits_truncate(mode | kept));
+    let follow = FchmodatFlags::FollowSymlink;
+    match nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, path.as_c_str(), mode, follow) {
+        Ok(()) => sys::stat(fd, OsStr::new("")),
+        Err(_) => Ok(made),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Open files: made only of regular files, and only after looking at what is to be opened.
 
+use super::change::exact_mode;
 use super::resolve::Node;
 use super::sys;
 use super::{Core, Event};
@@ -230,9 +231,10 @@ impl Core {
         let _changing = self.changing();
         self.writable()?;
         let host = host_flags(flags) | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
-        let mode = Mode::from_bits_truncate(mode & 0o777);
-        let file = File::from(nix::fcntl::openat(dir, name, host | OFlag::O_CLOEXEC, mode)?);
-        let stat = sys::stat(&file, OsStr::new(""))?;
+        let mode = mode & 0o777;
+        let bits = Mode::from_bits_truncate(mode);
+        let file = File::from(nix::fcntl::openat(dir, name, host | OFlag::O_CLOEXEC, bits)?);
+        let stat = exact_mode(&file, sys::stat(&file, OsStr::new(""))?, mode)?;
         self.note_name((dir.id, name), AddWatchFlags::IN_CREATE, Some(stat.key()));
         let attr = self.attr(dir.id, name, &stat);
         let handle = self.handles.insert(attr.id, OpenFile::new(file, flags))?;

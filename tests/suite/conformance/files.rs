@@ -182,6 +182,18 @@ fn set_mode(w: &World<'_>) {
         let attr = w.tree.setattr(&w.cx, id, None, &mode(0o640)).unwrap();
         assert_eq!(attr.mode & 0o7777, 0o640);
     }
+    if w.fixture.host_like {
+        // Exactly what is asked for, whatever the node's own umask.
+        let (attr, opened) =
+            w.tree.create(&w.cx, ROOT, name("m"), 0o666, OpenFlags::WRITE).unwrap();
+        assert_eq!(
+            (attr.mode & 0o7777, w.lookup(ROOT, "m").unwrap().mode & 0o7777),
+            (0o666, 0o666)
+        );
+        w.tree.release(&w.cx, opened.handle).unwrap();
+        let dir = w.tree.mkdir(&w.cx, ROOT, name("d"), 0o1777).unwrap();
+        assert_eq!(dir.mode & 0o7777, 0o1777);
+    }
     let (attr, opened) = w.tree.create(&w.cx, ROOT, name("s"), 0o6777, OpenFlags::WRITE).unwrap();
     assert_eq!(attr.mode & 0o7000, 0);
     w.tree.release(&w.cx, opened.handle).unwrap();

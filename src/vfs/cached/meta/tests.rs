@@ -135,3 +135,23 @@ fn no_more_is_kept_than_was_asked_for() {
         assert_eq!(names, s.names);
     }
 }
+
+#[test]
+fn of_two_changes_at_once_neither_tells_what_the_file_is_like() {
+    let m = Meta::new(1 << 20, TTL);
+    let id = NodeId(5);
+    let change = || {
+        m.edit(id);
+        m.now()
+    };
+    let (first, second) = (change(), change());
+    m.wrote(second, &attr(5), None);
+    m.wrote(first, &attr(5), None);
+    assert_eq!(m.attr(id), None);
+    let (first, second) = (change(), change());
+    m.wrote(first, &attr(5), None);
+    m.wrote(second, &attr(5), None);
+    assert_eq!(m.attr(id), None);
+    m.wrote(change(), &attr(5), None);
+    assert!(m.attr(id).is_some(), "one alone does");
+}
