@@ -513,6 +513,7 @@ mod tests {
             mtime_ns: 0,
             ctime_ns: 0,
             generation: 7,
+            identity: 0,
         }
     }
 

@@ -107,9 +107,9 @@ impl Remote {
         };
         let made = self.run(cx, Op::Create, make, |link, reply| match reply {
             Reply::Created(a, open) => {
-                let key = Wire { epoch: link.epoch, id: a.id };
+                let key = Wire::told(link, &a);
                 let is_news = self.ids.id(&key).is_none();
-                let node = self.ids.intern(&key, dir, name.as_os_str());
+                let node = self.known_as(&key, dir, name.as_os_str());
                 self.changed(link, &[entry(dir, name)]);
                 // An old node's own event about it came before anybody here could know it.
                 if is_news || link.is_ours() {
