@@ -4,6 +4,7 @@
 mod copy;
 mod faults;
 mod fuse;
+mod hostile;
 mod push;
 mod running;
 mod tls;

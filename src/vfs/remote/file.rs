@@ -265,9 +265,10 @@ impl Remote {
                 Ok(written)
             };
             let Written { n, attr, extra } = self.run(cx, Op::Write, make, take)?;
+            // No more than there is, whatever the node says.
+            let n = n.min((data.len() - done) as u64);
             total = Written { n: total.n + n, attr, extra: extra.or(total.extra) };
-            if n == 0 || total.n as usize >= data.len() {
-                total.n = total.n.min(data.len() as u64);
+            if n == 0 || total.n as usize == data.len() {
                 return Ok(total);
             }
         }
