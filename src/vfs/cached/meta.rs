@@ -242,9 +242,13 @@ impl Meta {
         until: Until,
     ) {
         let mut s = self.shard(dir);
-        let told = if self.names_hold(dir, since) { leads_to } else { None };
+        let holds = self.names_hold(dir, since);
         let d = s.dirs.entry(dir, Dir::default);
-        d.set(name, told, until);
+        d.set(name, leads_to, until);
+        if !holds && let Some(entry) = d.entries.get_mut(name) {
+            // It was so, and may be otherwise by now.
+            entry.leads_to = None;
+        }
         s.bound(dir, self.names_max);
     }
 
@@ -252,6 +256,11 @@ impl Meta {
     pub fn node_at(&self, dir: NodeId, name: &OsStr) -> Option<NodeId> {
         let mut s = self.shard(dir);
         s.dirs.get(&dir)?.entries.get(name)?.last
+    }
+
+    /// The node that `name` leads to, where that is known.
+    pub fn leads_to(&self, dir: NodeId, name: &OsStr) -> Option<NodeId> {
+        self.shard(dir).dirs.get(&dir)?.find(name)?
     }
 
     /// A directory that was just made: nothing is in it.
@@ -544,6 +553,20 @@ mod tests {
         m.heard(&Event::Resync);
         m.put_attr(since, &attr(5), None);
         assert_eq!(m.attr(NodeId(5)), None);
+    }
+
+    #[test]
+    fn what_a_name_led_to_is_remembered_when_it_may_be_otherwise() {
+        let m = Meta::new(1 << 20, TTL);
+        let since = m.now();
+        m.heard(&Event::Resync);
+        m.put_entry(since, DIR, name("x"), Some(Some(NodeId(5))), None);
+        assert_eq!(m.leads_to(DIR, name("x")), None);
+        assert_eq!(m.node_at(DIR, name("x")), Some(NodeId(5)), "its attributes can be dropped");
+        m.put_entry(m.now(), DIR, name("x"), Some(Some(NodeId(6))), None);
+        assert_eq!(m.leads_to(DIR, name("x")), Some(NodeId(6)));
+        m.heard(&Event::Entry { dir: DIR, name: name("x").into() });
+        assert_eq!(m.leads_to(DIR, name("x")), None, "another may have taken it");
     }
 
     #[test]
