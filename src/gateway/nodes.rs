@@ -5,7 +5,7 @@ use super::tunnel::Tunnels;
 use crate::base::{Code, Deadline, Error, Result};
 use crate::control::Plane;
 use crate::net::{Net, WsUrl};
-use crate::vfs::remote::{Connector, Dial, Hooks, Link, Peer, Remote, say_hello};
+use crate::vfs::remote::{Connector, Dial, Hooks, Link, Peer, Remote, SILENCE, say_hello};
 use crate::wire::fs::{Ext, Hello};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -100,7 +100,8 @@ impl Connector for Way {
         if node.fs_url.contains("/v2/fs/node/") {
             return Err(away("is not connected; its tunnel is down"));
         }
-        let dial = Dial { net: self.net.clone(), url, bearer: None, hello, binary: true };
+        let (net, silence) = (self.net.clone(), SILENCE);
+        let dial = Dial { net, url, bearer: None, hello, binary: true, silence };
         dial.connect(deadline, hooks)
     }
 

@@ -114,6 +114,7 @@ mod tests {
             mtime_ns: 0,
             ctime_ns: 0,
             generation: 0,
+            identity: 0,
         }
     }
 

@@ -4,10 +4,14 @@
 use super::endpoint::Endpoint;
 use crate::base::{Deadline, Result, TreePath};
 use crate::net::{Net, WsUrl};
-use crate::vfs::remote::{Dial, Peer, Remote};
+use crate::vfs::remote::{Dial, Peer, Remote, SILENCE};
 use crate::vfs::{CacheOptions, Cached, Cx, Member, MountPoint, NodeId, Tree, Union, Workers};
 use crate::wire::fs::{Binding, Hello};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// A busy host may be silent for less.
+const SILENCE_MIN: Duration = Duration::from_secs(1);
 
 /// An export, and with what right it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +74,11 @@ impl World {
         }
     }
 
+    /// Early enough for a call to go on at a stand-in before its time is up.
+    fn silence(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms / 3).clamp(SILENCE_MIN, SILENCE)
+    }
+
     /// For one call.
     pub fn cx(&self) -> Cx {
         Cx::internal(Deadline::after_ms(self.timeout_ms))
@@ -95,6 +104,7 @@ impl World {
                     ..Hello::default()
                 },
                 binary: true,
+                silence: self.silence(),
             };
             let remote = Remote::new(Peer::restless(Arc::new(dial)), endpoint.export.clone());
             let cached = self.workers.as_ref().map(|w| Cached::new(remote.clone(), w.clone()));

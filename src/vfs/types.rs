@@ -94,6 +94,9 @@ pub struct Attr {
     pub ctime_ns: i64,
     /// Changes whenever the content changes.
     pub generation: u64,
+    /// Below 2^53. The same file has the same in every tree and process, another file another; 0 where
+    /// nothing is known of that.
+    pub identity: u64,
 }
 
 /// What a tree can do; a call it cannot do answers ENOSYS.

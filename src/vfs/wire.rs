@@ -23,6 +23,7 @@ pub fn attr_to(id: u64, a: &Attr) -> fs::Attr {
         mtime_ns: a.mtime_ns,
         ctime_ns: a.ctime_ns,
         generation: a.generation,
+        identity: a.identity,
     }
 }
 
@@ -58,6 +59,7 @@ pub fn attr_from(id: NodeId, a: &fs::Attr) -> Attr {
         mtime_ns: a.mtime_ns,
         ctime_ns: a.ctime_ns,
         generation: a.generation,
+        identity: a.identity,
     }
 }
 

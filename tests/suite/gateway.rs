@@ -429,6 +429,7 @@ fn the_namespace_is_an_export_of_its_own() {
             bearer: Some(gateway.token(token)),
             hello: Hello { binding, ..Hello::default() },
             binary: true,
+            silence: spiderweb::vfs::remote::SILENCE,
         };
         Remote::new(Peer::new(Arc::new(dial)), Some("namespace".into()))
     };

@@ -2,7 +2,9 @@
 //! and as a real FUSE mount. Every command that touches a mount runs under `timeout`.
 
 mod copy;
+mod faults;
 mod fuse;
+mod hostile;
 mod push;
 mod running;
 mod tls;
@@ -79,7 +81,11 @@ pub struct Exported {
 impl Exported {
     pub fn start() -> Exported {
         let dir = Scratch::new();
-        let (program, port) = Exported::serve(dir.path(), 0);
+        // Not one that the host gives to connections: it must be free when the node is started anew.
+        let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+        let first = 10_000 + (spiderweb::base::id::random_u53() % 20_000) as u16;
+        let port = (first..).find(free).expect("a free port");
+        let (program, port) = Exported::serve(dir.path(), port);
         Exported { dir, port, program }
     }
 

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Directories open at once.
 const OPEN_MAX: usize = 1 << 14;
+/// Beginnings of pages remembered of one walk.
+const PAGES_MAX: usize = 1 << 12;
 /// Positions of `.` and `..`, which trees do not list.
 pub const DOTS: u64 = 2;
 
@@ -100,6 +102,14 @@ impl OpenDir {
         let read = tree.readdir(cx, at)?;
         if self.pages.last().is_none_or(|last| last.0 < first) {
             self.pages.push(page);
+        }
+        if self.pages.len() > PAGES_MAX {
+            // Every other will do: the way from one to the next is walked again.
+            let mut n = 0;
+            self.pages.retain(|_| {
+                n += 1;
+                n % 2 == 1
+            });
         }
         self.first = first;
         self.eof = read.eof || read.entries.is_empty();

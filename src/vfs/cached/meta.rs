@@ -243,9 +243,13 @@ impl Meta {
         until: Until,
     ) {
         let mut s = self.shard(dir);
-        let told = if self.names_hold(dir, since) { leads_to } else { None };
+        let holds = self.names_hold(dir, since);
         let d = s.dirs.entry(dir, Dir::default);
-        d.set(name, told, until);
+        d.set(name, leads_to, until);
+        if !holds && let Some(entry) = d.entries.get_mut(name) {
+            // It was so, and may be otherwise by now.
+            entry.leads_to = None;
+        }
         s.bound(dir, self.names_max);
     }
 
@@ -253,6 +257,11 @@ impl Meta {
     pub fn node_at(&self, dir: NodeId, name: &OsStr) -> Option<NodeId> {
         let mut s = self.shard(dir);
         s.dirs.get(&dir)?.entries.get(name)?.last
+    }
+
+    /// The node that `name` leads to, where that is known.
+    pub fn leads_to(&self, dir: NodeId, name: &OsStr) -> Option<NodeId> {
+        self.shard(dir).dirs.get(&dir)?.find(name)?
     }
 
     /// A directory that was just made: nothing is in it.

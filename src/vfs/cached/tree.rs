@@ -276,16 +276,17 @@ impl Tree for Cached {
         let (old, new) = (from.1.as_os_str(), to.1.as_os_str());
         let (moved, replaced) = (self.meta.node_at(from.0, old), self.meta.node_at(to.0, new));
         let until = self.until();
-        let known = |node: Option<NodeId>| node.map(Some);
+        // Only what is certain is put in its new place.
+        let (at_old, at_new) = (self.meta.leads_to(from.0, old), self.meta.leads_to(to.0, new));
         if from.0 == to.0 && old == new || moved.is_some() && moved == replaced {
             // Two names of one file: rename(2) leaves both.
             self.meta.put_entry(since, from.0, old, None, until);
         } else if flags.exchange {
-            self.meta.put_entry(since, from.0, old, known(replaced), until);
+            self.meta.put_entry(since, from.0, old, at_new.map(Some), until);
         } else {
             self.meta.put_entry(since, from.0, old, Some(None), until);
         }
-        self.meta.put_entry(since, to.0, new, known(moved), until);
+        self.meta.put_entry(since, to.0, new, at_old.map(Some), until);
         for node in [moved, replaced, Some(from.0), Some(to.0)].into_iter().flatten() {
             self.meta.drop_attr(node);
         }

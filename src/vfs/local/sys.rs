@@ -8,6 +8,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -62,9 +63,15 @@ impl Stat {
         u64::try_from(ns(self.0.stx_mtime)).unwrap_or(0)
     }
 
+    /// The same for every process, as long as the file is there.
+    fn identity(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.key().hash(&mut hasher);
+        hasher.finish() >> 11
+    }
+
     /// A number that changes with whatever a client can see of the file.
     pub fn state(&self) -> u64 {
-        use std::hash::{DefaultHasher, Hash, Hasher};
         let s = &self.0;
         let mut hasher = DefaultHasher::new();
         (ns(s.stx_mtime), ns(s.stx_ctime), s.stx_size).hash(&mut hasher);
@@ -86,6 +93,7 @@ impl Stat {
             mtime_ns: ns(self.0.stx_mtime),
             ctime_ns: ns(self.0.stx_ctime),
             generation: self.generation(),
+            identity: self.identity(),
         }
     }
 }

@@ -10,9 +10,8 @@ use crate::wire::fs::{
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Silence after which a node is asked whether it is there, and after which it is taken for lost.
-const PING: Duration = Duration::from_secs(4);
-const SILENCE: Duration = Duration::from_secs(8);
+/// The usual silence after which a node is taken for lost.
+pub const SILENCE: Duration = Duration::from_secs(8);
 /// Requests in flight on one connection, those that wait for something to read included.
 const INFLIGHT_MAX: usize = WAITING_MAX + 64;
 
@@ -26,6 +25,9 @@ pub struct Dial {
     pub hello: Hello,
     /// Offer to move file data in binary frames.
     pub binary: bool,
+    /// A node that answers pings and has said nothing for so long is lost; after half of it, it is asked
+    /// whether it is there.
+    pub silence: Duration,
 }
 
 impl Connector for Dial {
@@ -38,7 +40,8 @@ impl Connector for Dial {
         let link = say_hello(mux, Hello { ext: Some(ext), ..self.hello.clone() }, deadline)?;
         // Ours answers pings whatever it is busy with; an old node answers nothing meanwhile.
         if let Some(conn) = link.mux.conn().filter(|_| link.is_ours()) {
-            conn.set_limits(Limits { ping: PING, idle: SILENCE, ..conn.limits() });
+            let (ping, idle) = (self.silence / 2, self.silence);
+            conn.set_limits(Limits { ping, idle, ..conn.limits() });
         }
         Ok(link)
     }

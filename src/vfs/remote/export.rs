@@ -13,13 +13,45 @@ use crate::vfs::wire;
 use crate::vfs::{Attr, Caps, Cx, Event, NodeId, Tree, Written};
 use crate::wire::fs::{self, Call, Op, Reply};
 use std::ffi::OsStr;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 /// What a node is known by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Wire {
     pub epoch: u64,
     pub id: u64,
+    /// Tells in the next epoch whether a file is the same; not part of the key.
+    pub identity: u64,
+}
+
+impl Wire {
+    pub fn new(epoch: u64, id: u64) -> Wire {
+        Wire { epoch, id, identity: 0 }
+    }
+
+    pub fn told(link: &Link, a: &fs::Attr) -> Wire {
+        Wire { epoch: link.epoch, id: a.id, identity: a.identity }
+    }
+
+    /// Whether this, of an earlier epoch, may be the node that is known as `new` at the same place.
+    fn may_be(&self, new: &Wire) -> bool {
+        self.epoch != new.epoch && self.identity == new.identity
+    }
+}
+
+impl PartialEq for Wire {
+    fn eq(&self, other: &Wire) -> bool {
+        (self.epoch, self.id) == (other.epoch, other.id)
+    }
+}
+
+impl Eq for Wire {}
+
+impl Hash for Wire {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.epoch, self.id).hash(state);
+    }
 }
 
 /// How often a busy node is asked again, and the first pause; each is twice the one before.
@@ -40,7 +72,7 @@ pub struct Remote {
 
 impl Remote {
     pub fn new(peer: Arc<Peer>, export: Option<String>) -> Arc<Remote> {
-        let root = Wire { epoch: 0, id: 0 };
+        let root = Wire::new(0, 0);
         let remote = Arc::new(Remote {
             export,
             ids: Ids::new(root, NODES_MAX, Numbering::Counter),
@@ -86,7 +118,7 @@ impl Remote {
 
     fn heard(&self, event: Option<&fs::Event>) {
         let epoch = self.epoch();
-        let local = |id: u64| self.ids.id(&Wire { epoch, id });
+        let local = |id: u64| self.ids.id(&Wire::new(epoch, id));
         let event = match event {
             None | Some(fs::Event::Resync) => Some(Event::Resync),
             Some(fs::Event::Attr { node }) => local(*node).map(Event::Attr),
@@ -127,7 +159,7 @@ impl Remote {
     /// The root's wire id on this link; notes it, so that events about it are understood.
     fn root(&self, link: &Link) -> Result<u64> {
         let root = self.exported(link)?.root;
-        let key = Wire { epoch: link.epoch, id: root };
+        let key = Wire::new(link.epoch, root);
         if self.ids.key(NodeId::ROOT)? != key {
             self.ids.rekey(NodeId::ROOT, &key);
         }
@@ -158,8 +190,18 @@ impl Remote {
         let Reply::Attr(attr) = link.call(call, cx.deadline, &cx.cancel)? else {
             return Err(unexpected(Op::Lookup));
         };
-        self.ids.rekey(node, &Wire { epoch: link.epoch, id: attr.id });
+        let new = Wire::told(link, &attr);
+        if !key.may_be(&new) {
+            return Err(crate::vfs::ids::stale());
+        }
+        self.ids.rekey(node, &new);
         Ok(attr.id)
+    }
+
+    /// The node that was just told. A file that is still known by what it was in an earlier epoch, perhaps
+    /// because it is open, stays the file that it is.
+    pub(super) fn known_as(&self, new: &Wire, dir: NodeId, name: &OsStr) -> NodeId {
+        self.ids.intern_or_adopt(new, dir, name, |old| old.may_be(new))
     }
 
     /// Runs a call made by `make` for the current link. A lost connection is made again and the call
@@ -230,8 +272,7 @@ impl Remote {
     }
 
     pub(super) fn attr(&self, link: &Link, a: &fs::Attr, dir: NodeId, name: &OsStr) -> Attr {
-        let id = self.ids.intern(&Wire { epoch: link.epoch, id: a.id }, dir, name);
-        wire::attr_from(id, a)
+        wire::attr_from(self.known_as(&Wire::told(link, a), dir, name), a)
     }
 
     /// The reply of a call that makes an entry; old nodes do not describe it, so it is looked up.

@@ -111,9 +111,9 @@ impl Remote {
         };
         let made = self.run(cx, Op::Create, make, |link, reply| match reply {
             Reply::Created(a, open) => {
-                let key = Wire { epoch: link.epoch, id: a.id };
+                let key = Wire::told(link, &a);
                 let is_news = self.ids.id(&key).is_none();
-                let node = self.ids.intern(&key, dir, name.as_os_str());
+                let node = self.known_as(&key, dir, name.as_os_str());
                 self.changed(link, &[entry(dir, name)]);
                 // An old node's own event about it came before anybody here could know it.
                 if is_news || link.is_ours() {
@@ -276,9 +276,10 @@ impl Remote {
                 Ok(written)
             };
             let Written { n, attr, extra } = self.run(cx, Op::Write, make, take)?;
+            // No more than there is, whatever the node says.
+            let n = n.min((data.len() - done) as u64);
             total = Written { n: total.n + n, attr, extra: extra.or(total.extra) };
-            if n == 0 || total.n as usize >= data.len() {
-                total.n = total.n.min(data.len() as u64);
+            if n == 0 || total.n as usize == data.len() {
                 return Ok(total);
             }
         }

@@ -2,7 +2,7 @@
 
 use super::export::{Remote, unexpected};
 use super::peer::Link;
-use crate::base::{Code, Name, Result, ResultExt};
+use crate::base::{Code, Error, Name, Result, ResultExt};
 use crate::vfs::{Cx, DirEntry, DirPage, ReadDir};
 use crate::wire::fs::{Call, Op, Reply};
 
@@ -46,6 +46,11 @@ impl Remote {
                 let cookie = e.cookie.unwrap_or(at.cookie + i as u64 + 1);
                 let attr = self.attr(link, &e.attr, at.dir, &e.name);
                 page.entries.push(DirEntry { name: e.name.clone(), attr, cookie });
+            }
+            let last = page.entries.last().map(|e| e.cookie);
+            if !eof && last.is_some_and(|last| last == at.cookie || next == at.cookie) {
+                let text = "the node's listing comes back to where it was";
+                return Err(Error::new(Code::Unavailable, text));
             }
             Ok((page, Some(next)))
         })

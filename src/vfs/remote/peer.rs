@@ -4,6 +4,7 @@
 
 use crate::base::{Cancel, Code, Deadline, Error, Gauge, Notify, Result, id, now_ms};
 use crate::net::{CallError, Message, Mux};
+use crate::vfs::Caller;
 use crate::wire::fs::{
     self, Call, Event, Ext, Reply, Request, Slot, decode_bin_reply, decode_reply,
 };
@@ -156,7 +157,8 @@ impl Peer {
 
     fn tell(&self, event: Option<&Event>) {
         let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner).clone();
-        listeners.iter().for_each(|l| l(event));
+        // Whoever was about to change something when the connection was made or lost is told of it, too.
+        Caller::nobody(|| listeners.iter().for_each(|l| l(event)));
     }
 
     pub fn status(&self) -> PeerStatus {
@@ -238,7 +240,9 @@ impl Peer {
                 }
             }),
         };
-        let outcome = self.connector.connect(deadline.min(Deadline::after_ms(CONNECT_MS)), hooks);
+        // A stand-in needs time, too.
+        let patience = (deadline.left() / 2).min(Duration::from_millis(CONNECT_MS));
+        let outcome = self.connector.connect(Deadline::after(patience), hooks);
         let (news, outcome) = {
             let mut s = self.lock();
             s.connecting = false;

@@ -150,6 +150,7 @@ impl Synthetic {
             mtime_ns,
             ctime_ns: mtime_ns,
             generation: stat.generation,
+            identity: 0,
         })
     }
 

@@ -249,6 +249,7 @@ impl Shared {
             mtime_ns: self.born_ns,
             ctime_ns: self.born_ns,
             generation: 0,
+            identity: 0,
         }
     }
 }

@@ -38,6 +38,14 @@ pub struct Attr {
     pub ctime_ns: i64,
     #[serde(rename = "gen", default)]
     pub generation: u64,
+    /// Tells a file from others also when the node was started anew (ours); 0: not said.
+    #[serde(rename = "fi", default, skip_serializing_if = "is_unsaid")]
+    pub identity: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_unsaid(identity: &u64) -> bool {
+    *identity == 0
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

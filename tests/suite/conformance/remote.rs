@@ -46,6 +46,7 @@ impl Node {
             bearer: None,
             hello: Hello { auth_token: Some("t".into()), ..Hello::default() },
             binary,
+            silence: spiderweb::vfs::remote::SILENCE,
         }
     }
 }

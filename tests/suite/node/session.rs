@@ -185,6 +185,7 @@ fn cut_client(node: &Node) -> (Arc<Remote>, Between, Arc<Net>) {
         bearer: None,
         hello: Hello::default(),
         binary: true,
+        silence: spiderweb::vfs::remote::SILENCE,
     };
     (Remote::new(Peer::new(Arc::new(dial)), None), between, net)
 }
