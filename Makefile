@@ -44,8 +44,7 @@ test: setup ## Run all tests
 	$(CARGO) test --locked
 
 bench: setup ## Measure, beside the peers that are installed
-	$(CARGO) build --locked --release --example echo
-	$(CARGO) build --locked --release
+	$(CARGO) build --locked --release --bins --example bench --example echo
 	tests/bench/run
 
 demo: setup-demo ## Show an agent at work: gateway, two nodes, a mount, a failover

@@ -2,10 +2,9 @@
 //! fid, handle or session in order while others overtake them.
 
 use super::{Code, Error, Result, ResultExt};
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -14,51 +13,78 @@ type Job = Box<dyn FnOnce() + Send>;
 /// nothing else; whoever must answer for it does so in the `Drop` of what the job holds.
 pub struct Pool {
     name: &'static str,
-    queue: Mutex<Option<Sender<Job>>>,
-    waiting: Receiver<Job>,
+    queue: Arc<Queue>,
     workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// A lock and a condition: a worker that waits sleeps at once, where a channel would first try its luck for
+/// a while, on a core that others need.
+struct Queue {
+    state: Mutex<State>,
+    news: Condvar,
+    max: usize,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    /// Workers that wait for a job.
+    idle: usize,
+    stopped: bool,
 }
 
 impl Pool {
     /// `threads` of 0 counts as 1. `queue_max` jobs may wait; 0 means that a job is taken only when
     /// a worker is free at that moment. Errors: the host's, which has no thread left.
     pub fn start(name: &'static str, threads: usize, queue_max: usize) -> Result<Arc<Pool>> {
-        let (queue, waiting) = bounded::<Job>(queue_max);
+        let queue =
+            Arc::new(Queue { state: Mutex::default(), news: Condvar::new(), max: queue_max });
         let work = |n: usize| {
-            let jobs = waiting.clone();
+            let jobs = queue.clone();
             std::thread::Builder::new()
                 .name(format!("{name}-{n}"))
-                .spawn(move || jobs.iter().for_each(|job| run(name, job)))
+                .spawn(move || {
+                    while let Some(job) = jobs.next() {
+                        run(name, job)
+                    }
+                })
                 .context(format_args!("thread {name}-{n}"))
         };
-        let workers = (0..threads.max(1)).map(work).collect::<Result<_>>()?;
-        Ok(Arc::new(Pool {
-            name,
-            queue: Mutex::new(Some(queue)),
-            waiting,
-            workers: Mutex::new(workers),
-        }))
+        let workers = (0..threads.max(1)).map(work).collect::<Result<Vec<_>>>();
+        if workers.is_err() {
+            // Those that did start must not wait for ever.
+            queue.stop();
+        }
+        Ok(Arc::new(Pool { name, queue, workers: Mutex::new(workers?) }))
     }
 
     /// Queues a job. Errors: `queue_saturated`, at once, when the queue is full or the pool stopped.
     pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> Result<()> {
-        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let full = match queue.map(|q| q.try_send(Box::new(job))) {
-            Some(Ok(())) => return Ok(()),
-            Some(Err(TrySendError::Full(_))) => "is full",
-            Some(Err(TrySendError::Disconnected(_))) | None => "has stopped",
+        let what = {
+            let mut s = self.queue.lock();
+            // A job for which a worker is waiting does not wait itself.
+            if s.stopped {
+                "has stopped"
+            } else if s.jobs.len() >= self.queue.max + s.idle {
+                "is full"
+            } else {
+                s.jobs.push_back(Box::new(job));
+                drop(s);
+                self.queue.news.notify_one();
+                return Ok(());
+            }
         };
-        Err(Error::new(Code::QueueSaturated, format!("the {} queue {full}; try again", self.name)))
+        Err(Error::new(Code::QueueSaturated, format!("the {} queue {what}; try again", self.name)))
     }
 
     /// Jobs waiting for a worker.
     pub fn depth(&self) -> usize {
-        self.waiting.len()
+        self.queue.lock().jobs.len()
     }
 
     /// Lets the workers finish what is queued, then joins them.
     pub fn stop(&self) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.queue.stop();
         let workers =
             std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
         for worker in workers {
@@ -66,6 +92,39 @@ impl Pool {
                 let _ = worker.join();
             }
         }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.queue.stop();
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next job; `None` once stopped and empty.
+    fn next(&self) -> Option<Job> {
+        let mut s = self.lock();
+        loop {
+            if let Some(job) = s.jobs.pop_front() {
+                return Some(job);
+            }
+            if s.stopped {
+                return None;
+            }
+            s.idle += 1;
+            s = self.news.wait(s).unwrap_or_else(PoisonError::into_inner);
+            s.idle -= 1;
+        }
+    }
+
+    fn stop(&self) {
+        self.lock().stopped = true;
+        self.news.notify_all();
     }
 }
 
@@ -85,6 +144,11 @@ pub struct Lanes<K> {
 impl<K: Eq + Hash + Clone + Send + 'static> Lanes<K> {
     pub fn new(pool: Arc<Pool>) -> Lanes<K> {
         Lanes { pool, busy: Arc::default() }
+    }
+
+    /// Whether nothing of this key is queued or runs.
+    pub fn is_free(&self, key: &K) -> bool {
+        !self.busy.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
     }
 
     /// Errors: `queue_saturated`. The caller bounds how many jobs of one key it has in flight.

@@ -64,6 +64,11 @@ impl World {
 
     /// Ends the threads; what is still on its way is sent first.
     pub fn stop(&self) {
+        for cached in self.attached().iter().filter_map(|a| a.cached.as_ref()) {
+            if let Err(e) = cached.drain_all(&self.cx()) {
+                log::error!("not everything that was written has arrived: {e}");
+            }
+        }
         if let Some(workers) = &self.workers {
             workers.stop();
         }

@@ -4,7 +4,7 @@ use super::convert;
 use super::cursor::DOTS;
 use super::exports::Export;
 use super::session::{Open, Ready};
-use crate::base::{Code, Error, Result, TreePath, Wait};
+use crate::base::{Code, Deadline, Error, Result, TreePath, Wait};
 use crate::vfs::{
     Attr, Cx, FileKind, Kind, LockRequest, NodeId, OpenFlags, PageLimit, Range, Read, ReadDir,
     RenameFlags, SetAttr, Written, XattrFlags, walk, wire,
@@ -401,6 +401,22 @@ fn kept(ready: &Ready, cx: &Cx, at: &At, open: Open) -> Result<u64> {
     ready.held.keep(open).inspect_err(|_| {
         let _ = at.export.tree.release(cx, handle);
     })
+}
+
+/// The reply to a read whose bytes are at hand; the thread that moves messages gives it itself. What is
+/// queued for the same file goes first.
+pub fn at_hand(ready: &Ready, call: &Call) -> Option<Reply> {
+    let Call::Read { h, off, len } = call else { return None };
+    let open = ready.held.opened(*h).ok()?;
+    if open.kind != FileKind::Plain || !open.flags.reads() || !ready.held.lanes.is_free(h) {
+        return None;
+    }
+    let export = ready.exports().get(open.export).ok()?;
+    let cx = Cx::new(ready.held.who.clone(), Deadline::never());
+    match export.tree.read_at_hand(&cx, open.handle, *off, *len)? {
+        Read::Data { bytes, eof } => Some(Reply::Data { bytes, eof }),
+        Read::Wait(_) => None,
+    }
 }
 
 fn on_handle(ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {

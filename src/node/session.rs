@@ -2,6 +2,7 @@
 //! one open file keep their order; a read that must wait is parked; a lock that is taken is tried again
 //! later; neither holds a thread.
 
+use super::calls;
 use super::exports::Exports;
 use super::held::{Held, Sessions, Turn};
 use super::job::{Asked, Job};
@@ -340,6 +341,9 @@ impl Session {
         }
         if let Call::Close { h } = call {
             self.give_up(|r| r.h == Some(h));
+        }
+        if let Some(reply) = calls::at_hand(&ready, &call) {
+            return self.answer(tag, call.op(), ready.bin(), &Ok(reply));
         }
         let (h, cancel) = (call.handle(), Cancel::new());
         let key = {

@@ -7,6 +7,7 @@ mod caller;
 mod handles;
 mod ids;
 mod local;
+pub mod ranges;
 pub mod remote;
 pub mod synthetic;
 mod tree;

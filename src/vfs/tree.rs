@@ -51,6 +51,12 @@ pub trait Tree: Send + Sync {
     /// Up to `len` bytes at `offset`.
     fn read(&self, cx: &Cx, handle: Handle, offset: u64, len: u32) -> Result<Read>;
 
+    /// As [`Tree::read`], if the answer is at hand: without waiting for a disk, a lock or a peer. `None` says
+    /// nothing but that; whoever asks must be able to call `read` then.
+    fn read_at_hand(&self, _: &Cx, _: Handle, _offset: u64, _len: u32) -> Option<Read> {
+        None
+    }
+
     /// Writes all of `data` at `offset` (at the end, whatever `offset` says, with `append`), or fails;
     /// fewer only where the device is full.
     fn write(&self, _: &Cx, _: Handle, _offset: u64, _data: Bytes) -> Result<Written> {

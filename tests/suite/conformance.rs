@@ -7,7 +7,9 @@ mod files;
 mod listing;
 mod local;
 mod model;
+mod mounted;
 mod random;
+mod regions;
 mod remote;
 pub use remote::Node;
 mod synthetic;
@@ -44,7 +46,9 @@ pub fn conformance(make: &dyn Fn() -> Fixture) {
 
 /// Runs every check but those named.
 pub fn conformance_without(left_out: &[&str], make: &dyn Fn() -> Fixture) {
-    let checks = || files::CHECKS.iter().chain(changes::CHECKS).chain(listing::CHECKS);
+    let checks = || {
+        files::CHECKS.iter().chain(changes::CHECKS).chain(listing::CHECKS).chain(regions::CHECKS)
+    };
     for name in left_out {
         assert!(checks().any(|(what, _)| what == name), "there is no check {name:?}");
     }

@@ -4,17 +4,15 @@
 use super::convert;
 use super::dirs::OpenDirs;
 use super::invalidate::Changes;
+use super::locks::Locks;
 use super::waiting::Waiting;
-use crate::base::{Cancel, Code, Deadline, Error, Notify, Result, Wait};
+use crate::base::{Cancel, Code, Deadline, Error, Result, Wait};
 use crate::mount::options::View;
-use crate::vfs::{
-    Attr, Caller, Cx, Event, FileKind, Handle, LockKind, LockRequest, NodeId, Opened, Read, Tree,
-    Who,
-};
+use crate::vfs::{Attr, Caller, Cx, FileKind, Handle, NodeId, Opened, Read, Tree, Who};
 use fuser::{
-    Errno, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request,
+    Errno, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request,
 };
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -31,8 +29,6 @@ pub const BACKGROUND_MAX: u16 = 64;
 const CONTENTS_MAX: usize = 1 << 16;
 /// How long a file that is opened waits for the kernel to forget what it knew.
 const SETTLE_MS: u64 = 1_000;
-/// How often a lock that another holds is asked for again.
-const LOCK_RETRY_MS: u64 = 50;
 /// Ids are never used for another file while a tree lives.
 pub const GENERATION: Generation = Generation(0);
 
@@ -51,6 +47,7 @@ pub struct Adapter {
     pub caller: Caller,
     pub changes: Changes,
     pub contents: Contents,
+    pub locks: Arc<Locks>,
 }
 
 /// Which content of a file the kernel may hold in its page cache: the one it was opened with last.
@@ -83,7 +80,7 @@ macro_rules! fail {
     };
 }
 fail!(ReplyAttr ReplyCreate ReplyData ReplyDirectory ReplyDirectoryPlus ReplyEmpty ReplyEntry
-      ReplyOpen ReplyStatfs ReplyWrite ReplyXattr);
+      ReplyLock ReplyLseek ReplyOpen ReplyStatfs ReplyWrite ReplyXattr);
 
 /// Runs a call; a panic in a tree is an error of that call.
 pub fn guarded<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -111,32 +108,11 @@ pub fn xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
     }
 }
 
-/// Attributes that this mount has no use for, answered without asking the tree: the kernel wants
-/// `security.capability` before every write, and `ls -l` the access lists of every file.
-pub fn refused_xattr(name: &OsStr) -> Option<Errno> {
+/// Whether an attribute belongs to the host alone; answered EOPNOTSUPP without asking the tree. `ls -l`
+/// asks for such of every file, until it hears that there are none here.
+pub fn is_hosts_xattr(name: &OsStr) -> bool {
     let name = name.as_bytes();
-    if name.starts_with(b"security.") {
-        return Some(Errno::ENODATA);
-    }
-    name.starts_with(b"system.").then_some(Errno::EOPNOTSUPP)
-}
-
-fn lock(
-    tree: &dyn Tree,
-    changes: &Changes,
-    cx: &Cx,
-    (node, handle): (NodeId, Handle),
-    request: LockRequest,
-) -> Result<()> {
-    tree.lock(cx, handle, request)?;
-    if request.kind == LockKind::Unlock {
-        return Ok(());
-    }
-    if !tree.is_live() {
-        // Nobody told what others did until now.
-        changes.add(Event::Data { node, generation: None });
-    }
-    changes.settle(node, cx.deadline, &cx.cancel)
+    name.starts_with(b"security.") || name.starts_with(b"system.")
 }
 
 impl Adapter {
@@ -167,11 +143,6 @@ impl Adapter {
     pub fn forget(&self, node: NodeId) {
         self.contents.forget(node);
         self.tree.forget(node);
-    }
-
-    /// Locks, and returns when the kernel believes nothing older than the lock.
-    pub fn lock(&self, node: NodeId, handle: Handle, request: LockRequest) -> Result<()> {
-        lock(&*self.tree, &self.changes, &self.cx(), (node, handle), request)
     }
 
     pub fn entry(&self) -> impl FnOnce(ReplyEntry, Attr) + use<> {
@@ -231,48 +202,13 @@ impl Adapter {
         };
         self.waiting.park(req.pid(), wait, Box::new(retry));
     }
-
-    /// Asks for a lock until its holder lets go.
-    pub fn lock_later(
-        &self,
-        req: &Request,
-        (node, handle): (NodeId, Handle),
-        request: LockRequest,
-        reply: ReplyEmpty,
-    ) {
-        let changes = self.changes.clone();
-        let (tree, who, timeout_ms) = (self.tree.clone(), self.who.clone(), self.timeout_ms);
-        let mut reply = Some(reply);
-        let pause = Notify::default();
-        let wait = move || pause.wait(pause.seen(), Deadline::after_ms(LOCK_RETRY_MS));
-        let first = wait();
-        let retry = move |go_on: Result<()>| {
-            let cx = Cx::new(who.clone(), Deadline::after_ms(timeout_ms));
-            let again = || lock(&*tree, &changes, &cx, (node, handle), request);
-            match go_on.and_then(|()| guarded(again)) {
-                Err(e) if e.code == Code::Again => return Some(wait()),
-                Ok(()) => reply.take()?.ok(),
-                Err(e) => fail(reply.take()?, &e),
-            }
-            None
-        };
-        self.waiting.park(req.pid(), first, Box::new(retry));
-    }
-
-    /// `.` and `..`, where they are still to be shown; the kernel finds out by itself what `..` is.
-    pub fn dots(
-        &self,
-        position: u64,
-        ino: INodeNo,
-    ) -> impl Iterator<Item = (u64, &'static str, INodeNo)> {
-        [(1, ".", ino), (2, "..", ino)].into_iter().filter(move |(at, ..)| *at > position)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use convert::node;
+    use fuser::INodeNo;
 
     #[test]
     fn the_root_of_a_tree_is_the_root_of_a_mount() {
@@ -281,9 +217,8 @@ mod tests {
 
     #[test]
     fn attributes_for_the_host_alone_are_not_asked_for() {
-        let refused = |name: &str| refused_xattr(OsStr::new(name)).map(Errno::code);
-        assert_eq!(refused("security.capability"), Some(libc::ENODATA));
-        assert_eq!(refused("system.posix_acl_access"), Some(libc::EOPNOTSUPP));
-        assert_eq!(refused("user.mime"), None);
+        let hosts = |name: &str| is_hosts_xattr(OsStr::new(name));
+        assert!(hosts("security.selinux") && hosts("system.posix_acl_access"));
+        assert!(!hosts("user.mime"));
     }
 }

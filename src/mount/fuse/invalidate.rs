@@ -189,6 +189,18 @@ mod tests {
     }
 
     #[test]
+    fn whoever_tells_of_inodes_is_woken_while_names_wait() {
+        let changes = Changes::default();
+        let (dir, name) = (NodeId(7), Arc::from(OsStr::new("n")));
+        changes.add(Event::Entry { dir, name });
+        changes.next(State::take_inodes).unwrap();
+        let seen = changes.news.seen();
+        changes.add(Event::Attr(NodeId(8)));
+        let woken = changes.news.wait(seen, Deadline::never());
+        woken.block(Deadline::after_ms(0), &Cancel::new()).unwrap();
+    }
+
+    #[test]
     fn names_are_told_apart_from_inodes() {
         let changes = Changes::default();
         let name: Arc<OsStr> = OsStr::new("x").into();

@@ -6,9 +6,12 @@
 //! read, a lock) leaves its thread at once.
 
 mod adapter;
+mod content;
 mod convert;
 mod dirs;
 mod invalidate;
+mod listing;
+mod locks;
 mod ops;
 mod waiting;
 
@@ -97,6 +100,7 @@ pub fn mount(
         caller,
         changes: changes.clone(),
         contents: adapter::Contents::default(),
+        locks: Arc::default(),
     };
     let session = fuser::Session::new(adapter, point, &config)
         .and_then(fuser::Session::spawn)

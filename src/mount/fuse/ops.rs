@@ -2,24 +2,28 @@
 //! and what is cached is the tree's business.
 
 use super::adapter::{
-    Adapter, BACKGROUND_MAX, GENERATION, TRANSFER_MAX, empty, fail, guarded, refused_xattr, xattr,
+    Adapter, BACKGROUND_MAX, GENERATION, TRANSFER_MAX, empty, fail, guarded, is_hosts_xattr, xattr,
 };
+use super::content;
 use super::convert::{self, node, open_flags};
-use super::dirs::DOTS;
-use crate::base::{Code, Error, Name};
-use crate::vfs::{Attr, Handle, LockKind, LockRequest, Opened, Read, SetAttr, XattrFlags};
+use crate::base::{Error, Name};
+use crate::vfs::{Attr, Handle, Opened, Read, SetAttr, Written, XattrFlags};
 use bytes::Bytes;
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::SystemTime;
+
+fn written(reply: ReplyWrite, written: Written) {
+    reply.written(u32::try_from(written.n).unwrap_or(u32::MAX));
+}
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -30,9 +34,12 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
-            // flock only: byte-range locks stay with the kernel.
             InitFlags::FUSE_FLOCK_LOCKS,
+            // Trees take set-id bits away when a file is written: the kernel need not ask before
+            // every write whether there are any.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
             InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_POSIX_LOCKS,
         ];
         for flag in wanted {
             // An old kernel does without.
@@ -262,27 +269,42 @@ impl Filesystem for Adapter {
     ) {
         let data = Bytes::copy_from_slice(data);
         let call = || self.tree.write(&self.cx(), Handle(fh.0), offset, data);
-        self.answer(reply, call, |reply, written| {
-            reply.written(u32::try_from(written.n).unwrap_or(u32::MAX));
-        });
+        self.answer(reply, call, written);
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        let call = || self.tree.flush(&self.cx(), Handle(fh.0)).map(drop);
+    /// The kernel leaves it to this to end the locks of whoever closes (close(2)).
+    fn flush(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let call = || {
+            let (cx, handle) = (self.cx(), Handle(fh.0));
+            let flushed = self.tree.flush(&cx, handle).map(drop);
+            self.locks.closed(&*self.tree, &cx, (node(ino), handle), owner.0);
+            flushed
+        };
         self.answer(reply, call, empty);
     }
 
     fn release(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.answer(reply, || self.tree.release(&self.cx(), Handle(fh.0)), empty);
+        let call = || {
+            self.locks.released(node(ino), Handle(fh.0));
+            self.tree.release(&self.cx(), Handle(fh.0))
+        };
+        self.answer(reply, call, empty);
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, data_only: bool, reply: ReplyEmpty) {
@@ -307,23 +329,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let filled = self.counted(|| {
-            for (at, name, ino) in self.dots(offset, ino) {
-                if reply.add(ino, at, fuser::FileType::Directory, name) {
-                    return Ok(());
-                }
-            }
-            let dir = self.dirs.get(fh.0)?;
-            let mut dir = dir.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            for (at, e) in dir.from(&*self.tree, &self.cx(), offset)? {
-                let kind = convert::file_type(&e.attr);
-                if reply.add(INodeNo(e.attr.id.0), at, kind, &e.name) {
-                    break;
-                }
-            }
-            Ok(())
-        });
-        match filled {
+        match self.list(ino, fh.0, offset, &mut reply) {
             Ok(()) => reply.ok(),
             Err(e) => fail(reply, &e),
         }
@@ -337,27 +343,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let filled = self.counted(|| {
-            let cx = self.cx();
-            if offset < DOTS {
-                let own = convert::attr(&self.view, &self.tree.getattr(&cx, node(ino))?);
-                for (at, name, ino) in self.dots(offset, ino) {
-                    if reply.add(ino, at, name, &self.view.attr_timeout, &own, GENERATION) {
-                        return Ok(());
-                    }
-                }
-            }
-            let dir = self.dirs.get(fh.0)?;
-            let mut dir = dir.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            for (at, e) in dir.from(&*self.tree, &cx, offset)? {
-                let (ino, attr) = (INodeNo(e.attr.id.0), convert::attr(&self.view, &e.attr));
-                if reply.add(ino, at, &e.name, &self.view.attr_timeout, &attr, GENERATION) {
-                    break;
-                }
-            }
-            Ok(())
-        });
-        match filled {
+        match self.list_plus(ino, fh.0, offset, &mut reply) {
             Ok(()) => reply.ok(),
             Err(e) => fail(reply, &e),
         }
@@ -395,7 +381,7 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        if refused_xattr(name).is_some() {
+        if is_hosts_xattr(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let flags = match flags {
@@ -408,8 +394,8 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        if let Some(errno) = refused_xattr(name) {
-            return reply.error(errno);
+        if is_hosts_xattr(name) {
+            return reply.error(Errno::EOPNOTSUPP);
         }
         let call = || self.tree.getxattr(&self.cx(), node(ino), name.as_bytes());
         self.answer(reply, call, |reply, value: Bytes| xattr(reply, size, &value));
@@ -424,40 +410,90 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        if refused_xattr(name).is_some() {
+        if is_hosts_xattr(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let call = || self.tree.removexattr(&self.cx(), node(ino), name.as_bytes());
         self.answer(reply, call, empty);
     }
 
-    /// flock: byte-range locks are not sent here (see `init`).
     fn setlk(
         &self,
         req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         owner: LockOwner,
-        _: u64,
-        _: u64,
+        start: u64,
+        end: u64,
         kind: i32,
         _: u32,
         sleep: bool,
         reply: ReplyEmpty,
     ) {
-        let kind = match kind {
-            libc::F_RDLCK => LockKind::Shared,
-            libc::F_WRLCK => LockKind::Exclusive,
-            _ => LockKind::Unlock,
+        let at = (node(ino), Handle(fh.0));
+        self.set_lock(req.pid(), at, owner.0, (kind, start, end), sleep, reply);
+    }
+
+    fn getlk(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        _: u32,
+        reply: ReplyLock,
+    ) {
+        self.find_lock((node(ino), Handle(fh.0)), owner.0, (kind, start, end), reply);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        len: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let call = || {
+            let how = content::allocate_mode(mode)?;
+            self.tree.allocate(&self.cx(), Handle(fh.0), offset, len, how)
         };
-        let (handle, request) = (Handle(fh.0), LockRequest { kind, owner: owner.0, range: None });
-        let node = node(ino);
-        match self.counted(|| self.lock(node, handle, request)) {
-            Ok(()) => reply.ok(),
-            Err(e) if sleep && e.code == Code::Again => {
-                self.lock_later(req, (node, handle), request, reply);
-            }
-            Err(e) => fail(reply, &e),
-        }
+        self.answer(reply, call, empty);
+    }
+
+    fn lseek(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let call = || self.seek(node(ino), Handle(fh.0), offset, whence);
+        self.answer(reply, call, |reply, at| reply.offset(at));
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        from: FileHandle,
+        from_offset: u64,
+        _: INodeNo,
+        to: FileHandle,
+        to_offset: u64,
+        len: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let (from, to) = ((Handle(from.0), from_offset), (Handle(to.0), to_offset));
+        let call = || self.tree.copy_range(&self.cx(), from, to, len);
+        self.answer(reply, call, written);
     }
 }

@@ -209,29 +209,34 @@ impl Behind {
         if self.sweeping.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (this, again, sender) = (self.clone(), workers.clone(), sender.clone());
-        let sweep = move || {
-            this.sweeping.store(false, Ordering::Release);
-            let nodes: Vec<_> = this.lock().iter().map(|(n, d)| (*n, d.clone())).collect();
-            for (node, dirty) in nodes {
-                while dirty.send_one(node, &*sender) {}
-                this.tidy(node);
-            }
-            if !this.lock().is_empty() {
-                this.sweep_later(&again, &sender);
+        let (this, workers_then, sender) = (self.clone(), workers.clone(), sender.clone());
+        let due = move || {
+            let (swept, workers, sender2) = (this.clone(), workers_then.clone(), sender.clone());
+            let sweep = move || swept.sweep(&workers, &sender2);
+            if workers_then.pool.submit(sweep).is_err() {
+                // Nobody is free now.
+                this.sweeping.store(false, Ordering::Release);
+                this.sweep_later(&workers_then, &sender);
             }
         };
-        let pool = workers.pool.clone();
-        let (flag, sweep) = (self.clone(), Box::new(sweep));
-        let when = Instant::now() + SWEEP;
-        workers.timer.at(
-            when,
-            Box::new(move || {
-                if pool.submit(sweep).is_err() {
-                    flag.sweeping.store(false, Ordering::Release);
-                }
-            }),
-        );
+        workers.timer.at(Instant::now() + SWEEP, Box::new(due));
+    }
+
+    fn sweep(self: &Arc<Behind>, workers: &Workers, sender: &Arc<dyn Sender>) {
+        self.sweeping.store(false, Ordering::Release);
+        let nodes: Vec<_> = self.lock().iter().map(|(n, d)| (*n, d.clone())).collect();
+        for (node, dirty) in nodes {
+            while dirty.send_one(node, &**sender) {}
+            self.tidy(node);
+        }
+        if !self.lock().is_empty() {
+            self.sweep_later(workers, sender);
+        }
+    }
+
+    /// Files that have something on its way.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.lock().keys().copied().collect()
     }
 
     /// Forgets a file that has nothing on its way.

@@ -87,6 +87,15 @@ impl Cached {
         self.behind.drain(node, &**sender, cx.deadline, &cx.cancel)
     }
 
+    /// As [`Cached::drain`], for everything: before the program ends.
+    pub fn drain_all(&self, cx: &Cx) -> Result<()> {
+        let mut outcome = Ok(());
+        for node in self.behind.nodes() {
+            outcome = outcome.and(self.drain(cx, node));
+        }
+        outcome
+    }
+
     pub(super) fn drain_handle(&self, cx: &Cx, handle: Handle) -> Result<()> {
         self.file(handle).map_or(Ok(()), |file| self.drain(cx, file.node))
     }

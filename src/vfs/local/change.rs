@@ -8,6 +8,7 @@ use super::{Core, Event};
 use crate::base::{Error, Result};
 use crate::vfs::{Attr, Handle, Kind, NodeId, RenameFlags, SetAttr, SetTime, XattrFlags};
 use nix::fcntl::AtFlags;
+use nix::sys::inotify::AddWatchFlags;
 use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags};
@@ -35,7 +36,9 @@ impl Core {
     }
 
     fn made(&self, dir: &Node, name: &OsStr) -> Result<Attr> {
-        let attr = self.attr(dir.id, name, &sys::stat(dir, name)?);
+        let stat = sys::stat(dir, name)?;
+        self.note_name((dir.id, name), AddWatchFlags::IN_CREATE, Some(stat.key()));
+        let attr = self.attr(dir.id, name, &stat);
         self.announce(&[entry(dir.id, name)]);
         Ok(attr)
     }
@@ -48,6 +51,7 @@ impl Core {
         let path = sys::proc_path(node);
         let follow = AtFlags::AT_SYMLINK_FOLLOW;
         nix::unistd::linkat(nix::fcntl::AT_FDCWD, path.as_c_str(), dir, name, follow)?;
+        self.note_name((dir.id, name), AddWatchFlags::IN_CREATE, Some(node.stat.key()));
         let stat = sys::stat(dir, name)?;
         let attr = self.attr(dir.id, name, &stat);
         self.note(node.id, &stat);
@@ -59,6 +63,7 @@ impl Core {
         let _changing = self.changing();
         let stat = sys::stat(dir, name)?;
         nix::unistd::unlinkat(dir, name, how)?;
+        self.note_name((dir.id, name), AddWatchFlags::IN_DELETE, None);
         let last = stat.kind() == Kind::Dir || stat.nlink() <= 1;
         let node = self.ids.remove(dir.id, name, last);
         self.announce(&[entry(dir.id, name)]);
@@ -86,6 +91,13 @@ impl Core {
         // Two names of one file: rename(2) leaves both.
         if replaced.is_some_and(|r| r.key() == moved) {
             return Ok(());
+        }
+        self.note_name(old, AddWatchFlags::IN_MOVED_FROM, None);
+        self.note_name(new, AddWatchFlags::IN_MOVED_TO, Some(moved));
+        if flags.exchange {
+            let left = replaced.as_ref().map(sys::Stat::key);
+            self.note_name(old, AddWatchFlags::IN_MOVED_TO, left);
+            self.note_name(new, AddWatchFlags::IN_MOVED_FROM, Some(moved));
         }
         // The id that clients know the moved file by, now known at its place.
         let node = self.ids.intern(&moved, old.0, old.1);
@@ -168,6 +180,7 @@ impl Core {
         value: Option<(&[u8], XattrFlags)>,
     ) -> Result<()> {
         is_user_xattr(name, libc::EPERM)?;
+        let _changing = self.changing();
         let node = self.node(id)?;
         let path = sys::proc_path(&node);
         match value {
@@ -181,6 +194,7 @@ impl Core {
             }
             None => sys::removexattr(&path, name)?,
         }
+        self.note(id, &sys::stat(&node, OsStr::new(""))?);
         self.announce(&[Event::Attr(id)]);
         Ok(())
     }

@@ -8,6 +8,7 @@ use crate::vfs::{
     Attr, FileKind, Kind, LockKind, LockRequest, NodeId, OpenFlags, Opened, Read, Written,
 };
 use nix::fcntl::OFlag;
+use nix::sys::inotify::AddWatchFlags;
 use nix::sys::stat::Mode;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -17,6 +18,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// Most that one read returns.
 const READ_MAX: u32 = 8 << 20;
+/// Most that is copied on a thread that others wait for.
+const AT_HAND_MAX: u32 = 64 << 10;
 /// How often a name that others keep creating and removing is tried.
 const RACES_MAX: u32 = 16;
 
@@ -33,9 +36,7 @@ impl OpenFile {
     }
 
     pub fn read(&self, offset: u64, len: u32) -> Result<Read> {
-        if !self.flags.reads() {
-            return Err(Error::from_errno(libc::EBADF, "handle not readable"));
-        }
+        self.readable()?;
         let len = len.min(READ_MAX) as usize;
         let mut bytes = sys::pread(&self.file, offset, len)?;
         // Small files are asked for in large reads: their bytes may be kept for long, the room not.
@@ -44,6 +45,19 @@ impl OpenFile {
         }
         let eof = bytes.len() < len;
         Ok(Read::Data { bytes: bytes.into(), eof })
+    }
+
+    /// What the page cache holds; `None` where a disk would have to be asked.
+    pub fn read_at_hand(&self, offset: u64, len: u32) -> Option<Read> {
+        if !self.flags.reads() || len > AT_HAND_MAX {
+            return None;
+        }
+        let bytes = sys::pread_cached(&self.file, offset, len as usize).ok()?;
+        let eof = bytes.len() < len as usize;
+        if eof && self.stat().ok()?.size() > offset + bytes.len() as u64 {
+            return None;
+        }
+        Some(Read::Data { bytes: bytes.into(), eof })
     }
 
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<Written> {
@@ -62,6 +76,18 @@ impl OpenFile {
         Ok(Written::bytes(done))
     }
 
+    /// Whoever changes a file takes its set-id bits away, as the host does for users other than root.
+    pub fn without_set_id(&self, stat: sys::Stat) -> Result<sys::Stat> {
+        let group_runs = stat.mode() & libc::S_IXGRP != 0;
+        let taken = libc::S_ISUID | if group_runs { libc::S_ISGID } else { 0 };
+        if stat.mode() & taken == 0 {
+            return Ok(stat);
+        }
+        let mode = Mode::from_bits_truncate(stat.mode() & 0o7777 & !taken);
+        nix::sys::stat::fchmod(&self.file, mode)?;
+        self.stat()
+    }
+
     pub fn stat(&self) -> Result<sys::Stat> {
         sys::stat(&self.file, OsStr::new(""))
     }
@@ -71,7 +97,14 @@ impl OpenFile {
         Ok(self.file.set_len(size)?)
     }
 
-    fn writable(&self) -> Result<()> {
+    pub fn readable(&self) -> Result<()> {
+        if !self.flags.reads() {
+            return Err(Error::from_errno(libc::EBADF, "handle not readable"));
+        }
+        Ok(())
+    }
+
+    pub fn writable(&self) -> Result<()> {
         if !self.flags.writes() {
             return Err(Error::from_errno(libc::EBADF, "handle not writable"));
         }
@@ -82,10 +115,15 @@ impl OpenFile {
         Ok(if data_only { self.file.sync_data() } else { self.file.sync_all() }?)
     }
 
+    /// A description of the same file that holds locks and nothing else: one that may both read and write
+    /// has locks of either kind, whoever asks for them later.
+    pub fn for_locks(&self) -> Result<File> {
+        let open = |access| sys::reopen(&self.file, access | OFlag::O_NONBLOCK);
+        open(OFlag::O_RDWR).or_else(|_| open(OFlag::O_RDONLY)).or_else(|_| open(OFlag::O_WRONLY))
+    }
+
+    /// The lock of the whole file, as flock(2) has it.
     pub fn lock(&self, request: LockRequest) -> Result<()> {
-        if request.range.is_some() {
-            return Err(Error::from_errno(libc::ENOSYS, "byte-range locks are not served"));
-        }
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wanted = locks.clone();
         wanted.remove(&request.owner);
@@ -195,6 +233,7 @@ impl Core {
         let mode = Mode::from_bits_truncate(mode & 0o777);
         let file = File::from(nix::fcntl::openat(dir, name, host | OFlag::O_CLOEXEC, mode)?);
         let stat = sys::stat(&file, OsStr::new(""))?;
+        self.note_name((dir.id, name), AddWatchFlags::IN_CREATE, Some(stat.key()));
         let attr = self.attr(dir.id, name, &stat);
         let handle = self.handles.insert(attr.id, OpenFile::new(file, flags))?;
         let generation = attr.generation;

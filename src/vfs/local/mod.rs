@@ -4,8 +4,11 @@
 //! but never names another file. The host's users and permissions are those of this process.
 
 mod change;
+mod content;
 mod file;
 mod listing;
+mod locks;
+mod phases;
 mod resolve;
 mod sys;
 mod watch;
@@ -13,8 +16,8 @@ mod watch;
 use super::ids::{self, Ids, Numbering};
 use super::watchers::Watchers;
 use super::{
-    Attr, Caps, Cx, DirPage, Event, EventSink, Handle, LockKind, LockRequest, NodeId, OpenFlags,
-    Opened, Read, ReadDir, RenameFlags, SetAttr, StatFs, Tree, Watch, Written, XattrFlags,
+    Allocate, Attr, Caps, Cx, DirPage, Event, EventSink, Handle, LockRequest, NodeId, OpenFlags,
+    Opened, Read, ReadDir, RenameFlags, SeekTo, SetAttr, StatFs, Tree, Watch, Written, XattrFlags,
 };
 use crate::base::{Error, Name, Result, ResultExt, TreePath};
 use bytes::Bytes;
@@ -37,11 +40,17 @@ pub struct LocalOptions {
     pub read_only: bool,
     /// Nodes remembered; see [`ids::NODES_MAX`].
     pub nodes_max: usize,
+    /// Directories watched for changes by others at once.
+    pub watches_max: usize,
 }
 
 impl Default for LocalOptions {
     fn default() -> LocalOptions {
-        LocalOptions { read_only: false, nodes_max: ids::NODES_MAX }
+        LocalOptions {
+            read_only: false,
+            nodes_max: ids::NODES_MAX,
+            watches_max: watch::WATCHES_MAX,
+        }
     }
 }
 
@@ -55,6 +64,7 @@ pub struct Core {
     ids: Ids<FileKey>,
     dirs: Dirs,
     walks: listing::Walks,
+    locks: locks::Locks,
     handles: super::handles::Handles<OpenFile>,
     watchers: Watchers,
     /// `None`: changes behind our back are not told.
@@ -89,7 +99,7 @@ impl Local {
             return Err(e.context(path.display()));
         }
         sys::probe(&root).context(path.display())?;
-        let watching = Watching::new(&root);
+        let watching = Watching::new(&root, options.watches_max);
         Ok(Local(Arc::new(Core {
             watching,
             start: Once::new(),
@@ -99,6 +109,7 @@ impl Local {
             ids: Ids::new(stat.key(), options.nodes_max, Numbering::Counter),
             dirs: Dirs::default(),
             walks: listing::Walks::default(),
+            locks: locks::Locks::default(),
             handles: Default::default(),
             watchers: Watchers::default(),
         })))
@@ -184,14 +195,12 @@ impl Tree for Local {
         self.handles.get(handle)?.1.read(offset, len)
     }
 
+    fn read_at_hand(&self, _: &Cx, handle: Handle, offset: u64, len: u32) -> Option<Read> {
+        self.handles.get(handle).ok()?.1.read_at_hand(offset, len)
+    }
+
     fn write(&self, _: &Cx, handle: Handle, offset: u64, data: Bytes) -> Result<Written> {
-        let (node, file) = self.handles.get(handle)?;
-        let _changing = self.changing();
-        let written = file.write(offset, &data)?;
-        let stat = file.stat()?;
-        self.note(node, &stat);
-        self.announce(&[Event::Data { node, generation: Some(stat.generation()) }]);
-        Ok(Written { attr: Some(stat.attr(node)), ..written })
+        self.write_file(handle, offset, &data)
     }
 
     fn flush(&self, _: &Cx, handle: Handle) -> Result<Written> {
@@ -203,7 +212,7 @@ impl Tree for Local {
     }
 
     fn release(&self, _: &Cx, handle: Handle) -> Result<()> {
-        self.handles.remove(handle).map(drop)
+        self.close(handle)
     }
 
     fn mkdir(&self, _: &Cx, dir: NodeId, name: Name<'_>, mode: u32) -> Result<Attr> {
@@ -285,13 +294,37 @@ impl Tree for Local {
         self.change_xattr(node, name, None)
     }
 
-    fn lock(&self, _: &Cx, handle: Handle, request: LockRequest) -> Result<()> {
-        let (node, file) = self.handles.get(handle)?;
-        file.lock(request)?;
-        if request.kind != LockKind::Unlock {
-            self.tell_state(node, &file.stat()?);
-        }
-        Ok(())
+    fn lock(&self, cx: &Cx, handle: Handle, request: LockRequest) -> Result<()> {
+        self.set_lock(cx, handle, request)
+    }
+
+    fn test_lock(
+        &self,
+        cx: &Cx,
+        handle: Handle,
+        request: LockRequest,
+    ) -> Result<Option<LockRequest>> {
+        self.find_lock(cx, handle, &request)
+    }
+
+    fn allocate(&self, _: &Cx, handle: Handle, offset: u64, len: u64, how: Allocate) -> Result<()> {
+        self.writable()?;
+        self.allocate_range(handle, offset, len, how)
+    }
+
+    fn seek(&self, _: &Cx, handle: Handle, offset: u64, to: SeekTo) -> Result<u64> {
+        self.handles.get(handle)?.1.seek(offset, to)
+    }
+
+    fn copy_range(
+        &self,
+        _: &Cx,
+        from: (Handle, u64),
+        to: (Handle, u64),
+        len: u64,
+    ) -> Result<Written> {
+        self.writable()?;
+        self.copy_bytes(from, to, len)
     }
 
     fn statfs(&self, _: &Cx, node: NodeId) -> Result<StatFs> {
@@ -326,6 +359,13 @@ impl Tree for Local {
         if self.watching.is_some() {
             self.start.call_once(|| Watching::start(&self.0));
         }
-        Ok(self.watchers.add(sink))
+        let (listening, core) = (self.watchers.add(sink), Arc::downgrade(&self.0));
+        Ok(Watch::new(move || {
+            drop(listening);
+            // The last to leave has the watches removed.
+            if let Some(w) = core.upgrade().as_ref().and_then(|core| core.watching.as_ref()) {
+                w.nudge();
+            }
+        }))
     }
 }

@@ -2,7 +2,8 @@
 //! a symlink or leaves the directory it is given. All `unsafe` of the tree is here.
 
 use crate::base::{Error, Result};
-use crate::vfs::{Attr, Kind, NodeId};
+use crate::vfs::ranges::Level;
+use crate::vfs::{Attr, Kind, NodeId, Range};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 use std::ffi::{CStr, CString, OsStr, OsString};
@@ -43,6 +44,10 @@ impl Stat {
             libc::S_IFLNK => Kind::Symlink,
             _ => Kind::Special,
         }
+    }
+
+    pub fn size(&self) -> u64 {
+        self.0.stx_size
     }
 
     pub fn mode(&self) -> u32 {
@@ -184,6 +189,20 @@ pub fn pread(file: &File, offset: u64, len: usize) -> Result<Vec<u8>> {
     Ok(out)
 }
 
+/// As much of `len` bytes at `offset` as needs no disk. Errors: EAGAIN; those of filesystems that cannot
+/// tell.
+pub fn pread_cached(file: &File, offset: u64, len: usize) -> Result<Vec<u8>> {
+    let at = i64::try_from(offset).map_err(|_| Error::invalid("offset is beyond every file"))?;
+    let mut out = Vec::<u8>::with_capacity(len);
+    let room = libc::iovec { iov_base: out.as_mut_ptr().cast(), iov_len: len };
+    // SAFETY: `room` is writable memory of `len` bytes.
+    let rc = unsafe { libc::preadv2(file.as_raw_fd(), &room, 1, at, libc::RWF_NOWAIT) };
+    let n = check(rc)?;
+    // SAFETY: the kernel has filled `n` bytes of the room.
+    unsafe { out.set_len(n) };
+    Ok(out)
+}
+
 /// An entry as the directory has it.
 pub struct Dirent {
     pub name: OsString,
@@ -270,4 +289,59 @@ pub fn removexattr(path: &CStr, name: &[u8]) -> Result<()> {
 pub fn flock(file: &File, operation: i32) -> Result<()> {
     // SAFETY: the descriptor is open.
     check(unsafe { libc::flock(file.as_raw_fd(), operation | libc::LOCK_NB) } as isize).map(drop)
+}
+
+/// The host's words for a lock of a range: through an open file description, not by process.
+fn range_lock(level: Level, range: Range) -> Result<libc::flock> {
+    let start = i64::try_from(range.start).map_err(|_| Error::invalid("start is too large"))?;
+    let kind = match level {
+        Level::Free => libc::F_UNLCK,
+        Level::Shared => libc::F_RDLCK,
+        Level::Exclusive => libc::F_WRLCK,
+    };
+    // SAFETY: a plain structure of integers; the process must be 0.
+    let mut lock = unsafe { MaybeUninit::<libc::flock>::zeroed().assume_init() };
+    lock.l_type = kind as i16;
+    lock.l_whence = libc::SEEK_SET as i16;
+    lock.l_start = start;
+    // 0: to the end, wherever that will be.
+    lock.l_len = match i64::try_from(range.end) {
+        Ok(end) if end < i64::MAX => end - start + 1,
+        _ => 0,
+    };
+    Ok(lock)
+}
+
+/// Never waits. Errors: EAGAIN or EACCES when another holds what is in the way.
+pub fn set_range(file: &File, level: Level, range: Range) -> Result<()> {
+    let lock = range_lock(level, range)?;
+    // SAFETY: the descriptor is open, and the structure is what F_OFD_SETLK reads.
+    let rc = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) };
+    check(rc as isize).map(drop)
+}
+
+/// The lock of somebody else that bars this one.
+pub fn test_range(file: &File, level: Level, range: Range) -> Result<Option<(Level, Range)>> {
+    let mut lock = range_lock(level, range)?;
+    // SAFETY: the descriptor is open, and the structure is what F_OFD_GETLK reads and writes.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) } as isize)?;
+    let level = match i32::from(lock.l_type) {
+        libc::F_UNLCK => return Ok(None),
+        libc::F_RDLCK => Level::Shared,
+        _ => Level::Exclusive,
+    };
+    let start = u64::try_from(lock.l_start).unwrap_or(0);
+    let end = match u64::try_from(lock.l_len) {
+        Ok(len @ 1..) => start.saturating_add(len - 1),
+        _ => u64::MAX,
+    };
+    Ok(Some((level, Range { start, end })))
+}
+
+/// Copies up to `len` bytes from one offset to another within the host; 0 at the end.
+pub fn copy_range(from: (&File, i64), to: (&File, i64), len: usize) -> Result<usize> {
+    let (mut read, mut write) = (from.1, to.1);
+    let (from, to) = (from.0.as_raw_fd(), to.0.as_raw_fd());
+    // SAFETY: the descriptors are open, and the offsets are ours.
+    check(unsafe { libc::copy_file_range(from, &mut read, to, &mut write, len, 0) })
 }

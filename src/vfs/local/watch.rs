@@ -1,95 +1,99 @@
 //! What others change in the directories that clients have looked at, told by inotify: no polling, and no
 //! work while nothing happens.
 //!
-//! Our own changes come back as events, too. They are not told twice: a name that leads where the
-//! table of ids says it leads is no news, and neither is a file that looks as our own change, or the
-//! last event, left it. A change by others that falls between our change and the look at what it left
-//! would be taken for ours; it shows when the file is opened next, by its generation, and
-//! whoever coordinates by locks is safe, since a lock is granted on what the file is then.
+//! Our own changes come back as events, too, and are not told twice. For names they are counted: no more
+//! events of a name are passed over than we caused, so whoever else changed it leaves one over, which is
+//! told when his change can be seen. That a client has looked a name up in the meantime says nothing: others
+//! may remember what it was before. A file that looks as our own change, or the last event, left it is no
+//! news. A change of it by others that falls between our change and the look at what it left would be
+//! taken for ours; whoever coordinates by locks is safe, since a lock is granted on what the file is then.
 //!
 //! inotify does not see what is written through mmap(2), nor a file that is changed by a name in another
 //! directory, nor what other hosts do to a network filesystem. Such a filesystem is not watched at all;
 //! whoever remembers attributes believes those of files with several names for a moment only.
 
-use super::sys::{self, Stat};
+use super::phases::{Going, Phases};
+use super::sys::{self, FileKey, Stat};
 use super::{Core, Event};
 use crate::base::{Error, Result};
-use crate::vfs::NodeId;
 use crate::vfs::watchers::Watchers;
+use crate::vfs::{Caller, NodeId};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 /// Directories watched at once; past these, the host's own limit is usually near.
-const WATCHES_MAX: usize = 16_384;
+pub const WATCHES_MAX: usize = 16_384;
+/// Where the host allows fewer than these, no watch is given up for another: clients would be told to look
+/// again with nearly every directory that they look into.
+const WATCHES_MIN: usize = 64;
 /// Files whose last known state is remembered.
 const STATES_MAX: usize = 65_536;
+/// Names of our own changes whose events have yet to come.
+const OWN_NAMES_MAX: usize = 65_536;
+/// Names of one gathering; what comes after them waits for the next.
+const GATHERED_MAX: usize = 16_384;
 /// How long events are gathered before they are told.
 const GATHER: Duration = Duration::from_millis(5);
-/// How long a change of our own is waited for before its events are looked at all the same.
-const OWN_MAX: Duration = Duration::from_millis(100);
 /// How old an answer can be where a directory could not be watched.
-const BLIND_MS: u16 = 1_000;
+const BLIND: Duration = Duration::from_secs(1);
 
 /// Filesystems whose changes are made elsewhere, by the numbers of statfs(2).
 const REMOTE: [u32; 8] =
     [0x6969, 0xFF53_4D42, 0xFE53_4D42, 0x517B, 0x6573_5546, 0x0102_1997, 0x5346_414F, 0x00C3_6400];
 
 pub struct Watching {
-    inotify: Inotify,
-    stop: EventFd,
+    kernel: Arc<Kernel>,
+    watches_max: usize,
+    /// Before `own_names` where both are taken.
     table: RwLock<Table>,
     /// What a file was like when it was last told of.
     states: Mutex<HashMap<NodeId, u64>>,
+    /// Events of watched directories that our own changes have caused.
+    own_names: Mutex<HashMap<(NodeId, OsString), Own>>,
     /// A directory could not be watched: clients have to look again every now and then.
     blind: AtomicBool,
     /// Changes of our own that are being made.
     own: Phases,
 }
 
-/// Counts what goes on, so that somebody can wait for what had begun without holding up what begins.
-#[derive(Default)]
-struct Phases {
-    phase: AtomicUsize,
-    running: [AtomicUsize; 2],
+/// What the thread waits for, which it shares with the tree so that it can wait without one.
+struct Kernel {
+    inotify: Inotify,
+    nudge: EventFd,
 }
 
-/// Something that goes on; dropping it ends it.
-pub struct Going<'a>(&'a AtomicUsize);
+/// Events of one name: which, and how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    mask: AddWatchFlags,
+    count: u32,
+}
 
-impl Drop for Going<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+impl Seen {
+    const NOTHING: Seen = Seen { mask: AddWatchFlags::empty(), count: 0 };
+
+    fn add(&mut self, mask: AddWatchFlags) {
+        self.mask |= mask;
+        self.count += u32::from(mask.intersects(names()));
     }
 }
 
-impl Phases {
-    fn begin(&self) -> Going<'_> {
-        loop {
-            let phase = self.phase.load(Ordering::Acquire);
-            let running = &self.running[phase % 2];
-            running.fetch_add(1, Ordering::AcqRel);
-            if self.phase.load(Ordering::Acquire) == phase {
-                return Going(running);
-            }
-            running.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
+/// Our own changes of a name, and what they have left there.
+struct Own {
+    seen: Seen,
+    left: Option<FileKey>,
+}
 
-    /// Waits until all that had begun has ended, or for [`OWN_MAX`].
-    fn settle(&self) {
-        let phase = self.phase.fetch_add(1, Ordering::AcqRel);
-        let until = Instant::now() + OWN_MAX;
-        while self.running[phase % 2].load(Ordering::Acquire) > 0 && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
+/// A name came, went, or leads elsewhere.
+fn names() -> AddWatchFlags {
+    AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE
 }
 
 #[derive(Default)]
@@ -101,7 +105,7 @@ struct Table {
 
 impl Watching {
     /// `None` where nothing can be watched, having logged why.
-    pub fn new(root: &OwnedFd) -> Option<Watching> {
+    pub fn new(root: &OwnedFd, watches_max: usize) -> Option<Watching> {
         let kind = nix::sys::statfs::fstatfs(root).map_or(0, |s| s.filesystem_type().0 as u32);
         if REMOTE.contains(&kind) {
             log::info!("an export on a network filesystem is not watched for changes");
@@ -112,11 +116,12 @@ impl Watching {
             Ok((i, EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?))
         });
         match made {
-            Ok((inotify, stop)) => Some(Watching {
-                inotify,
-                stop,
+            Ok((inotify, nudge)) => Some(Watching {
+                kernel: Arc::new(Kernel { inotify, nudge }),
+                watches_max,
                 table: RwLock::default(),
                 states: Mutex::default(),
+                own_names: Mutex::default(),
                 blind: AtomicBool::new(false),
                 own: Phases::default(),
             }),
@@ -129,19 +134,18 @@ impl Watching {
 
     /// Starts the thread that tells a tree's watchers; it ends with the tree.
     pub fn start(local: &Arc<Core>) {
-        let weak = Arc::downgrade(local);
-        let run = move || while turn(&weak) {};
+        let Some(w) = &local.watching else { return };
+        let (weak, kernel) = (Arc::downgrade(local), w.kernel.clone());
+        let run = move || run(&weak, &kernel);
         if let Err(e) = std::thread::Builder::new().name("inotify".into()).spawn(run) {
             log::warn!("exports are not watched for changes: {e}");
-            if let Some(w) = &local.watching {
-                w.blind.store(true, Ordering::Release);
-            }
+            w.blind.store(true, Ordering::Release);
         }
     }
 
     /// Has the thread look around: whether the tree is still there, and what it is to do.
     pub fn nudge(&self) {
-        let _ = self.stop.write(1);
+        let _ = self.kernel.nudge.write(1);
     }
 
     /// Whether every change can be told.
@@ -167,10 +171,12 @@ impl Watching {
             | AddWatchFlags::IN_DELETE_SELF
             | AddWatchFlags::IN_ONLYDIR;
         let path = sys::proc_path(fd);
-        let mut forgot = t.by_dir.len() >= WATCHES_MAX && self.forget_oldest(&mut t);
+        let mut forgot = t.by_dir.len() >= self.watches_max && self.forget_oldest(&mut t);
         let added = loop {
-            match self.inotify.add_watch(path.as_c_str(), mask) {
-                Err(nix::errno::Errno::ENOSPC) if self.forget_oldest(&mut t) => forgot = true,
+            match self.kernel.inotify.add_watch(path.as_c_str(), mask) {
+                Err(nix::errno::Errno::ENOSPC) if t.by_dir.len() >= WATCHES_MIN => {
+                    forgot |= self.forget_oldest(&mut t);
+                }
                 outcome => break outcome,
             }
         };
@@ -192,8 +198,9 @@ impl Watching {
         }
         drop(t);
         if forgot {
-            // Clients that remember something below look again, and are watched again.
-            watchers.announce(&[Event::Resync]);
+            // Clients that remember something below look again, and are watched again: also the one
+            // whose call this is.
+            Caller::nobody(|| watchers.announce(&[Event::Resync]));
         }
     }
 
@@ -204,15 +211,22 @@ impl Watching {
             let Some(dir) = t.oldest.pop_front() else { break };
             if let Some(wd) = t.by_dir.remove(&dir) {
                 t.by_wd.remove(&wd);
-                let _ = self.inotify.rm_watch(wd);
+                let _ = self.kernel.inotify.rm_watch(wd);
             }
         }
+        self.own_names.lock().unwrap_or_else(PoisonError::into_inner).clear();
         count > 0
     }
 
-    fn forget_all(&self) {
+    /// Nobody listens any more: nothing needs to be watched. Whoever listens from now on finds no watch,
+    /// and one that was to fail may succeed.
+    fn forget_unheard(&self, watchers: &Watchers) {
         let mut t = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        while self.forget_oldest(&mut t) {}
+        // A new watcher is in the list before it looks, and so before it waits for this lock.
+        if watchers.is_empty() {
+            while self.forget_oldest(&mut t) {}
+            self.blind.store(false, Ordering::Release);
+        }
     }
 
     /// This is what a file is like after a change of our own.
@@ -222,6 +236,29 @@ impl Watching {
             states.clear();
         }
         states.insert(node, stat.state());
+    }
+
+    /// We changed what a name of a directory leads to; events will say so where that is watched.
+    fn note_name(&self, (dir, name): (NodeId, &OsStr), mask: AddWatchFlags, left: Option<FileKey>) {
+        let t = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        if !t.by_dir.contains_key(&dir) {
+            return;
+        }
+        let mut own = self.own_names.lock().unwrap_or_else(PoisonError::into_inner);
+        if own.len() >= OWN_NAMES_MAX {
+            own.clear();
+        }
+        let ours = own.entry((dir, name.to_owned())).or_insert(Own { seen: Seen::NOTHING, left });
+        ours.seen.add(mask);
+        ours.left = left;
+    }
+
+    /// Whether these are the events of our own changes of a name, none more and none less. The kernel
+    /// makes one of two alike that follow each other; so it must also lead where we left it.
+    fn is_own_name(&self, at: (NodeId, &OsStr), seen: Seen, now: Option<FileKey>) -> bool {
+        let mut own = self.own_names.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = Seen { mask: seen.mask & names(), ..seen };
+        own.remove(&(at.0, at.1.to_owned())).is_some_and(|o| o.seen == seen && o.left == now)
     }
 
     /// Whether a file is as it was told last; it is from now on.
@@ -265,6 +302,19 @@ impl Core {
         self.watching.as_ref().map(|w| w.own.begin())
     }
 
+    /// Notes the event (IN_CREATE, IN_DELETE, IN_MOVED_FROM, IN_MOVED_TO) that a change of our own causes
+    /// at a name, and what it has left there. Called while [`Core::changing`] holds.
+    pub(super) fn note_name(
+        &self,
+        at: (NodeId, &OsStr),
+        event: AddWatchFlags,
+        left: Option<FileKey>,
+    ) {
+        if let Some(w) = &self.watching {
+            w.note_name(at, event, left);
+        }
+    }
+
     /// Notes what a change of our own has left, so that it is not taken for somebody else's.
     pub(super) fn note(&self, node: NodeId, stat: &Stat) {
         if let Some(w) = &self.watching {
@@ -272,13 +322,14 @@ impl Core {
         }
     }
 
-    /// A lock was granted: what others did to the file until now is told before the holder hears.
+    /// A lock was granted: what others did to the file until now is told before the holder hears, and to
+    /// him, too.
     pub(super) fn tell_state(&self, node: NodeId, stat: &Stat) {
         if let Some(w) = &self.watching
             && w.is_news(node, stat)
         {
             let generation = Some(stat.generation());
-            self.announce(&[Event::Data { node, generation }]);
+            Caller::nobody(|| self.announce(&[Event::Data { node, generation }]));
         }
     }
 
@@ -286,6 +337,7 @@ impl Core {
     fn tell(&self, w: &Watching, gathered: Gathered) {
         if gathered.overflow {
             w.states.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            w.own_names.lock().unwrap_or_else(PoisonError::into_inner).clear();
             return self.announce(&[Event::Resync]);
         }
         for (dir, mask) in gathered.dirs {
@@ -295,32 +347,30 @@ impl Core {
                 self.announce(&[Event::Attr(dir)]);
             }
         }
-        for ((dir, name), mask) in gathered.names {
-            let names =
-                AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE;
-            if mask.intersects(names) {
-                self.tell_name(dir, &name);
+        for ((dir, name), seen) in gathered.names {
+            if seen.count > 0 {
+                self.tell_name(w, dir, &name, seen);
             }
-            if mask.intersects(AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_ATTRIB) {
-                self.tell_file(w, dir, &name, mask);
+            if seen.mask.intersects(AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_ATTRIB) {
+                self.tell_file(w, dir, &name, seen.mask);
             }
         }
     }
 
     /// A name came, went, or leads elsewhere.
-    fn tell_name(&self, dir: NodeId, name: &OsStr) {
-        let known = self.ids.at(dir, name);
-        let key = known.and_then(|node| self.ids.key(node).ok());
+    fn tell_name(&self, w: &Watching, dir: NodeId, name: &OsStr, seen: Seen) {
         let now = self.held(dir).ok().and_then(|fd| sys::stat(&fd, name).ok()).map(|s| s.key());
-        if key == now {
-            // As the table has it. That something happened shows in the directory's times.
+        if w.is_own_name((dir, name), seen, now) {
+            // That something happened shows in the directory's times.
             return self.announce(&[Event::Attr(dir)]);
         }
+        let known = self.ids.at(dir, name);
+        let key = known.and_then(|node| self.ids.key(node).ok());
         self.announce(&[Event::Entry { dir, name: name.into() }]);
-        if let Some(node) = known {
+        if let Some(node) = known.filter(|_| key != now) {
             self.announce(&[Event::All { node, generation: None }]);
         }
-        // Another name of a file that is known: it has a link more.
+        // A name that leads to a file that is known: it may have a link more.
         if let Some(node) = now.and_then(|key| self.ids.id(&key)) {
             self.announce(&[Event::Attr(node)]);
         }
@@ -350,12 +400,12 @@ impl Core {
 }
 
 trait FilterKey {
-    fn filter_key(self, key: Option<sys::FileKey>) -> Result<Stat>;
+    fn filter_key(self, key: Option<FileKey>) -> Result<Stat>;
 }
 
 impl FilterKey for Result<Stat> {
     /// The node must still be the one that the name led to.
-    fn filter_key(self, key: Option<sys::FileKey>) -> Result<Stat> {
+    fn filter_key(self, key: Option<FileKey>) -> Result<Stat> {
         self.and_then(|stat| match key == Some(stat.key()) {
             true => Ok(stat),
             false => Err(Error::from_errno(libc::ESTALE, "another file")),
@@ -366,7 +416,7 @@ impl FilterKey for Result<Stat> {
 /// Events of a moment, each thing once.
 #[derive(Default)]
 struct Gathered {
-    names: BTreeMap<(NodeId, OsString), AddWatchFlags>,
+    names: BTreeMap<(NodeId, OsString), Seen>,
     dirs: BTreeMap<NodeId, AddWatchFlags>,
     overflow: bool,
 }
@@ -389,55 +439,49 @@ impl Gathered {
         };
         match event.name {
             Some(name) => {
-                *self.names.entry((dir, name)).or_insert(AddWatchFlags::empty()) |= event.mask
+                self.names.entry((dir, name)).or_insert(Seen::NOTHING).add(event.mask);
             }
             None => *self.dirs.entry(dir).or_insert(AddWatchFlags::empty()) |= event.mask,
         }
     }
 }
 
-/// Waits for events and tells them; false when the tree is gone.
-fn turn(weak: &Weak<Core>) -> bool {
-    let Some(local) = weak.upgrade() else { return false };
-    let Some(w) = &local.watching else { return false };
-    let timeout = match w.blind.load(Ordering::Acquire) {
-        true => PollTimeout::from(BLIND_MS),
-        false => PollTimeout::NONE,
-    };
-    // The descriptors must outlive the wait, the tree need not: its end writes to `stop`.
-    let Ok(pair) = w
-        .inotify
-        .as_fd()
-        .try_clone_to_owned()
-        .and_then(|i| w.stop.as_fd().try_clone_to_owned().map(|s| (i, s)))
-    else {
-        return false;
-    };
-    drop(local);
-    let mut fds = [
-        PollFd::new(pair.0.as_fd(), PollFlags::POLLIN),
-        PollFd::new(pair.1.as_fd(), PollFlags::POLLIN),
-    ];
-    let _ = poll(&mut fds, timeout);
-    // What comes together is told together.
-    std::thread::sleep(GATHER);
-    let Some(local) = weak.upgrade() else { return false };
-    let Some(w) = &local.watching else { return false };
-    let _ = w.stop.read();
-    if local.watchers.is_empty() {
-        w.forget_all();
-    }
-    if w.blind.load(Ordering::Acquire) {
-        local.announce(&[Event::Resync]);
-    }
-    let mut gathered = Gathered::default();
-    while let Ok(events) = w.inotify.read_events() {
-        events.into_iter().for_each(|e| gathered.add(w, e));
-        if gathered.overflow {
-            break;
+fn run(weak: &Weak<Core>, kernel: &Kernel) {
+    let mut resync = Instant::now();
+    let mut timeout = None;
+    loop {
+        // The tree need not outlive the wait: its end nudges.
+        kernel.wait(timeout);
+        let Some(local) = weak.upgrade() else { return };
+        let Some(w) = &local.watching else { return };
+        w.forget_unheard(&local.watchers);
+        timeout = (!w.is_live() && !local.watchers.is_empty()).then_some(BLIND);
+        if timeout.is_some() && resync <= Instant::now() {
+            resync = Instant::now() + BLIND;
+            local.announce(&[Event::Resync]);
         }
+        let mut gathered = Gathered::default();
+        while !gathered.overflow
+            && gathered.names.len() < GATHERED_MAX
+            && let Ok(events) = kernel.inotify.read_events()
+        {
+            events.into_iter().for_each(|e| gathered.add(w, e));
+        }
+        w.own.settle();
+        local.tell(w, gathered);
     }
-    w.own.settle();
-    local.tell(w, gathered);
-    true
+}
+
+impl Kernel {
+    /// Waits for events or a nudge; what comes together is told together.
+    fn wait(&self, timeout: Option<Duration>) {
+        let mut fds = [
+            PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.nudge.as_fd(), PollFlags::POLLIN),
+        ];
+        let timeout = timeout.and_then(|t| t.try_into().ok()).unwrap_or(PollTimeout::NONE);
+        let _ = poll(&mut fds, timeout);
+        std::thread::sleep(GATHER);
+        let _ = self.nudge.read();
+    }
 }

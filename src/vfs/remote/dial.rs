@@ -126,6 +126,8 @@ pub(super) fn is_harmless(op: Op) -> bool {
             | Op::Listxattr
             | Op::Statfs
             | Op::Walk
+            | Op::Seek
+            | Op::Getlk
             | Op::Exports
             | Op::Fsync
             | Op::Flush

@@ -12,7 +12,7 @@ use crate::vfs::{
 };
 use crate::wire::fs::{Call, Op, OpenReply, Reply, Request};
 use bytes::Bytes;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(super) struct OpenFile {
@@ -20,8 +20,8 @@ pub(super) struct OpenFile {
     flags: OpenFlags,
     kind: FileKind,
     state: Mutex<State>,
-    /// A lock is held through it: what is read and written relies on that.
-    locked: AtomicBool,
+    /// Who holds a lock through it: what is read and written relies on that.
+    lockers: Mutex<BTreeSet<u64>>,
 }
 
 struct State {
@@ -43,6 +43,10 @@ struct Pending {
 }
 
 impl OpenFile {
+    fn is_locked(&self) -> bool {
+        !self.lockers.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -58,8 +62,8 @@ impl Remote {
     ) -> Result<Opened> {
         let kind = wire::kind_from(open.kind.as_deref());
         let state = State { epoch: link.epoch, h: open.h, pending: None };
-        let locked = AtomicBool::new(false);
-        let file = OpenFile { node, flags, kind, state: Mutex::new(state), locked };
+        let (state, lockers) = (Mutex::new(state), Mutex::default());
+        let file = OpenFile { node, flags, kind, state, lockers };
         let handle = self.handles.insert(node, file)?;
         Ok(Opened { handle, kind, generation: open.generation })
     }
@@ -139,7 +143,7 @@ impl Remote {
                 return Ok(state.h);
             }
         }
-        if file.locked.load(Ordering::Acquire) {
+        if file.is_locked() {
             let text = "the lock on this file was lost with the node's session; open the file anew";
             return Err(Error::from_errno(libc::EIO, text));
         }
@@ -161,9 +165,16 @@ impl Remote {
     pub(super) fn note_lock(&self, handle: Handle, request: &LockRequest) {
         let whole = |r: Range| r.start == 0 && r.end == u64::MAX;
         let Ok((_, file)) = self.handles.get(handle) else { return };
+        let mut lockers = file.lockers.lock().unwrap_or_else(PoisonError::into_inner);
         match request.kind {
-            LockKind::Unlock if !request.range.is_none_or(whole) => {}
-            kind => file.locked.store(kind != LockKind::Unlock, Ordering::Release),
+            LockKind::Unlock if request.range.is_none_or(whole) => {
+                lockers.remove(&request.owner);
+            }
+            // Others may be left.
+            LockKind::Unlock => {}
+            LockKind::Shared | LockKind::Exclusive => {
+                lockers.insert(request.owner);
+            }
         }
     }
 
@@ -284,7 +295,8 @@ impl Remote {
         self.run(cx, Op::Flush, make, |_, reply| Remote::written(file.node, reply, Op::Flush))
     }
 
-    /// A handle of a connection that is gone is closed with it.
+    /// A handle of a connection that is gone is closed with it. Nobody waits for the node to close a file
+    /// that is like one on disk and not locked: there is nothing that it could still tell.
     pub(super) fn release_file(&self, cx: &Cx, handle: Handle) -> Result<()> {
         let file = self.handles.remove(handle)?;
         let (epoch, h) = {
@@ -294,6 +306,13 @@ impl Remote {
         let Ok(link) = self.link(cx) else { return Ok(()) };
         if link.epoch != epoch {
             return Ok(());
+        }
+        if file.kind == FileKind::Plain && !file.is_locked() {
+            let build =
+                |tag| Message::from(Request::new(tag, Call::Close { h }).encode(link.ext.bin));
+            if link.mux.start(build, cx.deadline, drop).is_ok() {
+                return Ok(());
+            }
         }
         match link.call(Call::Close { h }, cx.deadline, &cx.cancel) {
             Err(e) if !e.error.is_peer_lost() => Err(e.error),

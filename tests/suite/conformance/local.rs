@@ -4,7 +4,8 @@ use super::{Fixture, ROOT, Scratch, World, conformance, fails, is_gone, name};
 use bytes::Bytes;
 use spiderweb::base::Name;
 use spiderweb::vfs::{
-    Cx, Kind, Local, LocalOptions, OpenFlags, PageLimit, ReadDir, RenameFlags, SetAttr,
+    Cx, Kind, Local, LocalOptions, LockKind, LockRequest, OpenFlags, PageLimit, Range, ReadDir,
+    RenameFlags, SetAttr,
 };
 use std::ffi::OsStr;
 use std::fs;
@@ -350,4 +351,61 @@ fn only_directories_are_exported() {
     assert_eq!(e.errno(), libc::ENOENT);
     assert!(e.message.contains(missing.to_str().unwrap()), "{e}");
     let _: &OsStr = missing.as_os_str();
+}
+
+/// A lock of bytes; to the end without a length.
+pub fn flock(kind: i32, start: i64, len: i64) -> libc::flock {
+    let (l_type, l_whence) = (kind as i16, libc::SEEK_SET as i16);
+    libc::flock { l_type, l_whence, l_start: start, l_len: len, l_pid: 0 }
+}
+
+/// Locks as a process; never waits.
+pub fn fcntl_lock(file: &fs::File, kind: i32, start: i64, len: i64) -> nix::Result<()> {
+    let lock = flock(kind, start, len);
+    nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETLK(&lock)).map(drop)
+}
+
+#[test]
+fn the_hosts_processes_and_clients_bar_each_other() {
+    let f = Fenced::new(LocalOptions::default());
+    let w = f.world();
+    let id = w.put(ROOT, "f", b"content");
+    let (a, b) = (w.open(id, OpenFlags::READ_WRITE), w.open(id, OpenFlags::READ));
+    let lock = |h, kind, owner, start, end| {
+        let range = Some(Range { start, end });
+        w.tree.lock(&w.cx, h, LockRequest { kind, owner, range })
+    };
+    let host = fs::File::options().read(true).write(true).open(f.path("in/f")).unwrap();
+    let again = Err(nix::errno::Errno::EAGAIN);
+
+    lock(b, LockKind::Shared, 1, 0, 9).unwrap();
+    lock(b, LockKind::Shared, 2, 5, 14).unwrap();
+    assert_eq!(fcntl_lock(&host, libc::F_WRLCK, 0, 1), again);
+    fcntl_lock(&host, libc::F_RDLCK, 0, 1).unwrap();
+    fcntl_lock(&host, libc::F_UNLCK, 0, 1).unwrap();
+    // What another client still holds stays locked.
+    lock(b, LockKind::Unlock, 1, 0, 9).unwrap();
+    fcntl_lock(&host, libc::F_WRLCK, 0, 5).unwrap();
+    assert_eq!(fcntl_lock(&host, libc::F_WRLCK, 9, 1), again);
+
+    // Half of what is asked for can be had: nothing is taken.
+    fails(libc::EAGAIN, lock(a, LockKind::Exclusive, 2, 3, 20));
+    assert_eq!(fcntl_lock(&host, libc::F_WRLCK, 14, 1), again);
+    fcntl_lock(&host, libc::F_RDLCK, 5, 5).unwrap();
+    fcntl_lock(&host, libc::F_WRLCK, 15, 10).unwrap();
+    let asked = LockRequest {
+        kind: LockKind::Shared,
+        owner: 3,
+        range: Some(Range { start: 12, end: u64::MAX }),
+    };
+    let found = w.tree.test_lock(&w.cx, a, asked).unwrap().unwrap();
+    assert_eq!(found.kind, LockKind::Exclusive);
+    assert_eq!(found.range, Some(Range { start: 15, end: 24 }));
+
+    w.tree.release(&w.cx, b).unwrap();
+    fcntl_lock(&host, libc::F_WRLCK, 0, 0).unwrap();
+    fails(libc::EAGAIN, lock(a, LockKind::Shared, 1, 1000, u64::MAX));
+    drop(host);
+    lock(a, LockKind::Exclusive, 1, 1000, u64::MAX).unwrap();
+    w.tree.release(&w.cx, a).unwrap();
 }

@@ -1,12 +1,16 @@
 //! What is changed behind a tree's back reaches those who listen, whatever made the change; what they did
 //! themselves is told once.
 
-use super::{Fixture, ROOT, Scratch, World, name, record};
+use super::{Fixture, ROOT, Scratch, World, fails, name, record};
 use spiderweb::vfs::{
-    Event, Local, LocalOptions, NodeId, OpenFlags, SetAttr, SetTime, Tree, Watch,
+    Caller, Event, Local, LocalOptions, LockKind, LockRequest, NodeId, OpenFlags, RenameFlags,
+    SetAttr, SetTime, Tree, Watch,
 };
+use std::collections::HashSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,8 +25,12 @@ struct Watched {
 
 impl Watched {
     fn start() -> Watched {
+        Watched::start_with(LocalOptions::default())
+    }
+
+    fn start_with(options: LocalOptions) -> Watched {
         let dir = Scratch::new();
-        let tree = Arc::new(Local::open(dir.path(), LocalOptions::default()).unwrap());
+        let tree = Arc::new(Local::open(dir.path(), options).unwrap());
         let (watch, events) = record(&*tree);
         assert!(tree.is_live() && tree.caps().native_watch);
         Watched { dir, tree, _watch: watch, events }
@@ -53,21 +61,18 @@ impl Watched {
         }
     }
 
-    /// Makes a change that will be heard, and returns what was heard until then.
+    /// Makes changes that will be heard, and returns what was heard until then. One gathering is told in
+    /// the order of the names: the second mark comes with the next.
     fn until_mark(&self) -> Vec<Event> {
-        let mark = self.path("mark");
-        fs::write(&mark, "").unwrap();
-        let is_mark = |e: &Event| matches!(e, Event::Entry { name, .. } if **name == *"mark");
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let heard = self.events.lock().unwrap().clone();
-            if heard.iter().any(is_mark) {
-                fs::remove_file(&mark).unwrap();
-                return heard.into_iter().filter(|e| !is_mark(e)).collect();
-            }
-            assert!(Instant::now() < until, "the mark was not heard");
-            std::thread::sleep(Duration::from_millis(2));
+        let is_mark = |e: &Event| matches!(e, Event::Entry { name, .. } if name.as_bytes().starts_with(b"mark-"));
+        for _ in 0..2 {
+            let mark = format!("mark-{:x}", spiderweb::base::id::random_u53());
+            fs::write(self.path(&mark), "").unwrap();
+            let is_this = |e: &Event| matches!(e, Event::Entry { name, .. } if **name == *mark);
+            until("a mark is heard", || self.events.lock().unwrap().iter().any(is_this));
         }
+        let heard = self.events.lock().unwrap().clone();
+        heard.into_iter().filter(|e| !is_mark(e)).collect()
     }
 }
 
@@ -186,4 +191,161 @@ fn where_nobody_looks_nobody_hears() {
         let heard = t.until_mark();
         assert!(heard.iter().all(|e| !matches!(e, Event::Entry { name, .. } if **name == *"new")));
     });
+}
+
+/// Somebody remembers what a name was, and somebody else has looked it up again before it is told.
+#[test]
+fn what_one_client_has_seen_is_told_to_the_others() {
+    let t = Watched::start();
+    t.world(|w| {
+        let d = w.mkdir(ROOT, "d");
+        w.put(d, "f", b"old");
+        fails(libc::ENOENT, w.lookup(d, "new"));
+        t.until_mark();
+        t.events.lock().unwrap().clear();
+        fs::write(t.path("d/new"), "x").unwrap();
+        w.lookup(d, "new").unwrap();
+        t.hears("a name that was not there", entry(d, "new"));
+        fs::write(t.path("d/tmp"), "replaced").unwrap();
+        fs::rename(t.path("d/tmp"), t.path("d/f")).unwrap();
+        w.lookup(d, "f").unwrap();
+        t.hears("a name that led elsewhere", entry(d, "f"));
+        // There and back again: whoever looked in between remembers that there is nothing.
+        fs::rename(t.path("d/f"), t.path("d/away")).unwrap();
+        fails(libc::ENOENT, w.lookup(d, "f"));
+        fs::rename(t.path("d/away"), t.path("d/f")).unwrap();
+        w.lookup(d, "f").unwrap();
+        t.hears("a name that was away", entry(d, "f"));
+    });
+}
+
+/// We change names at the same time as others.
+#[test]
+fn changes_by_others_are_heard_among_our_own() {
+    let t = Watched::start();
+    t.world(|w| {
+        let d = w.mkdir(ROOT, "d");
+        let outside = Scratch::new();
+        for round in 0..20 {
+            t.until_mark();
+            t.events.lock().unwrap().clear();
+            w.put(d, "tmp", b"ours");
+            let flags = RenameFlags::default();
+            w.tree.rename(&w.cx, (d, name("tmp")), (d, name("f")), flags).unwrap();
+            let ours = t.events.lock().unwrap().len();
+            // From where nobody looks: one event, and the same one as ours.
+            let there = outside.path().join("f");
+            fs::write(&there, "theirs").unwrap();
+            fs::rename(&there, t.path("d/f")).unwrap();
+            w.lookup(d, "f").unwrap();
+            let heard = t.until_mark();
+            assert!(heard[ours..].iter().any(entry(d, "f")), "round {round}: {heard:?}");
+        }
+    });
+}
+
+/// Where no more can be watched, what was watched longest goes, and everybody looks again: also
+/// the one whose call it was.
+#[test]
+fn a_bound_on_watches_comes_to_a_resync() {
+    let options = LocalOptions { watches_max: 8, ..LocalOptions::default() };
+    let t = Watched::start_with(options);
+    let me = Caller::unique();
+    let resyncs = Arc::new(Mutex::new(0));
+    let heard = resyncs.clone();
+    let _watch = t.tree.watch(Arc::new(move |e| {
+        *heard.lock().unwrap() += usize::from(!me.is_here() && e == Event::Resync);
+    }));
+    t.world(|w| {
+        let dirs: Vec<_> = (0..9).map(|i| w.mkdir(ROOT, format!("d{i}"))).collect();
+        *resyncs.lock().unwrap() = 0;
+        for dir in &dirs {
+            me.run(|| w.names(*dir));
+        }
+        assert!(*resyncs.lock().unwrap() > 0);
+        assert!(watched_here(t.dir.path()) <= 8);
+        // Who looks again is told again.
+        for (i, dir) in dirs.iter().enumerate() {
+            w.names(*dir);
+            fs::write(t.path(&format!("d{i}/new")), "").unwrap();
+            t.hears("a file in a directory that was looked at again", entry(*dir, "new"));
+        }
+    });
+}
+
+#[test]
+fn when_the_last_listener_goes_nothing_is_watched() {
+    let t = Watched::start();
+    fs::create_dir(t.path("d")).unwrap();
+    let Watched { dir, tree, _watch, .. } = t;
+    let fixture = Fixture { tree: tree.clone(), links: true, host_like: true, keep: Box::new(()) };
+    let w = World::new(&fixture);
+    let d = w.lookup(ROOT, "d").unwrap().id;
+    assert!(w.names(d).is_empty());
+    assert_eq!(watched_here(dir.path()), 2);
+    let (second, events) = record(&*tree);
+    drop(_watch);
+    fs::write(dir.path().join("d/f"), "").unwrap();
+    until("the second still listens", || events.lock().unwrap().iter().any(entry(d, "f")));
+    drop(second);
+    until("nothing is watched", || watched_here(dir.path()) == 0);
+    // And whoever comes later hears again.
+    let (_third, events) = record(&*tree);
+    w.names(d);
+    fs::write(dir.path().join("d/g"), "").unwrap();
+    until("the third hears", || events.lock().unwrap().iter().any(entry(d, "g")));
+}
+
+/// Whoever gets a lock is told what others wrote before he hears that he has it.
+#[test]
+fn a_lock_is_granted_after_the_news() {
+    let t = Watched::start();
+    let me = Caller::unique();
+    let news = Arc::new(Mutex::new(Vec::new()));
+    let sink = news.clone();
+    let _watch = t.tree.watch(Arc::new(move |e| {
+        if !me.is_here() {
+            sink.lock().unwrap().push(e);
+        }
+    }));
+    t.world(|w| {
+        let id = w.put(ROOT, "f", b"ours");
+        let h = w.open(id, OpenFlags::READ_WRITE);
+        news.lock().unwrap().clear();
+        fs::write(t.path("f"), "theirs").unwrap();
+        let request = LockRequest { kind: LockKind::Shared, owner: 1, range: None };
+        me.run(|| w.tree.lock(&w.cx, h, request)).unwrap();
+        assert!(news.lock().unwrap().iter().any(data(id)), "{news:?}");
+    });
+}
+
+#[track_caller]
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// How many directories below `root`, itself included, this process watches: as the kernel tells it.
+fn watched_here(root: &Path) -> usize {
+    let inodes: HashSet<u64> = fs::read_dir(root)
+        .unwrap()
+        .map(|e| e.unwrap().metadata().unwrap())
+        .chain([fs::metadata(root).unwrap()])
+        .map(|m| m.ino())
+        .collect();
+    let infos = fs::read_dir("/proc/self/fdinfo").unwrap();
+    let texts = infos.filter_map(|e| fs::read_to_string(e.unwrap().path()).ok());
+    let watches = |text: String| {
+        let inode =
+            |l: &str| l.strip_prefix("inotify ")?.split_once("ino:").map(|(_, r)| r.to_owned());
+        text.lines()
+            .filter_map(inode)
+            .filter_map(|r| u64::from_str_radix(r.split(' ').next()?, 16).ok())
+            .filter(|ino| inodes.contains(ino))
+            .count()
+    };
+    texts.map(watches).sum()
 }

@@ -341,7 +341,6 @@ fn a_database_has_several_writers_in_one_mount() {
 }
 
 #[test]
-#[ignore = "byte-range locks do not leave the mount yet"]
 fn a_database_has_writers_in_two_mounts() {
     if !has(&["sqlite3"]) {
         return;
