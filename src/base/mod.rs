@@ -6,6 +6,7 @@ mod error;
 mod gauge;
 pub mod id;
 pub mod log;
+pub mod memory;
 mod name;
 mod pool;
 mod stop;

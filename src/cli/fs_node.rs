@@ -87,6 +87,7 @@ const RELOAD_INTERVAL_MS: u64 = 2_000;
 const LEASE_MIN_MS: u64 = 1000;
 
 pub fn run(args: Args) -> Result<()> {
+    crate::base::memory::be_frugal();
     args.at_most(0)?;
     crate::base::log::set(log::LevelFilter::Info);
     let options = options(&args, &Env::process())?;
