@@ -170,17 +170,3 @@ fn of_two_changes_at_once_neither_tells_what_the_file_is_like() {
     m.wrote(change(), &attr(5), None);
     assert!(m.attr(id).is_some(), "one alone does");
 }
-
-#[test]
-fn what_a_name_led_to_is_remembered_when_it_may_be_otherwise() {
-    let m = Meta::new(1 << 20, TTL);
-    let since = m.now();
-    m.heard(&Event::Resync);
-    m.put_entry(since, DIR, name("x"), Some(Some(NodeId(5))), None);
-    assert_eq!(m.leads_to(DIR, name("x")), None);
-    assert_eq!(m.node_at(DIR, name("x")), Some(NodeId(5)), "its attributes can be dropped");
-    m.put_entry(m.now(), DIR, name("x"), Some(Some(NodeId(6))), None);
-    assert_eq!(m.leads_to(DIR, name("x")), Some(NodeId(6)));
-    m.heard(&Event::Entry { dir: DIR, name: name("x").into() });
-    assert_eq!(m.leads_to(DIR, name("x")), None, "another may have taken it");
-}
