@@ -23,6 +23,10 @@ fn has(tools: &[&str]) -> bool {
 /// Runs a script in `dir`, `$OUT` being a place outside of it.
 fn shell(script: &str, dir: &Path, out: &Path) -> String {
     let mut command = Command::new("timeout");
+    // A make that runs the tests would have its say in what is printed.
+    for variable in ["MAKELEVEL", "MAKEFLAGS", "MFLAGS"] {
+        command.env_remove(variable);
+    }
     command.args(["-k", "5", "60", "sh", "-euc", script]).current_dir(dir);
     command.env("OUT", out).env("HOME", out).env("TZ", "UTC").env("LC_ALL", "C");
     let mut output = command.stdin(Stdio::null()).output().unwrap();
