@@ -5,7 +5,8 @@
 #[cfg(target_env = "gnu")]
 const AREAS_MAX: libc::c_int = 2;
 
-/// Keeps the program small. Called once, before there are threads; where the C library has no such setting,
+/// Keeps a node small; in a mount, whose threads have large buffers from the start, it would do the opposite.
+/// Called once, before there are threads; where the C library has no such setting,
 /// nothing happens.
 pub fn be_frugal() {
     // SAFETY: sets a number; what the library does not know it refuses.

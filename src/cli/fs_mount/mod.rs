@@ -121,7 +121,6 @@ pub fn run(mut args: Args) -> Result<()> {
 
 /// Runs a command, after the command line was checked as a whole.
 fn start(args: &Args, check_only: bool) -> Result<()> {
-    crate::base::memory::be_frugal();
     let level = args.string("--log-level")?;
     log::set(level.map_or(Ok(::log::LevelFilter::Info), |level| log::parse_level(&level))?);
     let verb = Verb::parse(args)?;
