@@ -161,7 +161,8 @@ pub enum FileKind {
 pub struct Opened {
     pub handle: Handle,
     pub kind: FileKind,
-    /// The node's [`Attr::generation`] at that moment.
+    /// Another one when the content is another than at the open before. Most trees give the node's
+    /// [`Attr::generation`]; a tree that remembers gives a number that its own writes leave alone.
     pub generation: u64,
 }
 
