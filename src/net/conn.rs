@@ -7,6 +7,7 @@
 
 use super::message::{Frame, Message, Role};
 use super::reactor::{Command, Port};
+use super::seat::Seat;
 use super::transport::Transport;
 use crate::base::{Code, Error, Result};
 use bytes::{Bytes, BytesMut};
@@ -14,7 +15,7 @@ use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// The frame limit on every path: 4 MiB of data and a header's worth (design: 10).
@@ -142,6 +143,14 @@ impl Conn {
         self.0.lock().bytes
     }
 
+    /// Helps to read, in place of the I/O thread, until `done`: for a few milliseconds, if nobody else
+    /// does.
+    pub(super) fn lead(&self, done: impl Fn() -> bool) {
+        if let Some(seat) = self.0.seat.get().and_then(Weak::upgrade) {
+            seat.lead(done);
+        }
+    }
+
     /// Bytes of the outgoing stream that the socket has taken so far.
     pub(super) fn written(&self) -> u64 {
         self.0.lock().written
@@ -174,6 +183,7 @@ pub(super) struct Shared {
     pub port: Arc<Port>,
     /// `limits.max_message`, for the reader.
     pub max_message: AtomicUsize,
+    seat: OnceLock<Weak<Seat>>,
     state: Mutex<State>,
 }
 
@@ -286,6 +296,7 @@ impl Shared {
             role,
             port,
             max_message: AtomicUsize::new(limits.max_message),
+            seat: OnceLock::new(),
             state: Mutex::new(State {
                 transport: Some(transport.clone()),
                 sending: VecDeque::new(),
@@ -354,6 +365,11 @@ impl Shared {
     /// The I/O thread: nothing more will be queued; what is queued still goes out.
     pub fn seal(&self) {
         self.lock().closing = true;
+    }
+
+    /// Where the connection is read.
+    pub fn sit(&self, seat: &Arc<Seat>) {
+        let _ = self.seat.set(Arc::downgrade(seat));
     }
 
     /// To be closed once no request is in flight.
@@ -455,6 +471,11 @@ impl Shared {
         if resume || finish || (s.draining && s.inflight == 0) {
             self.attend(s);
         }
+    }
+
+    /// Has the I/O thread look at the connection.
+    pub fn call(&self) {
+        self.attend(&mut self.lock());
     }
 
     /// Has the I/O thread look at the connection, unless it is about to anyway.

@@ -1,5 +1,5 @@
 //! One connection as its I/O thread sees it: HTTP head, then WebSocket, then the ending. It decides
-//! and reads; it knows nothing of epoll. Only the owning thread touches it.
+//! and reads; it knows nothing of epoll. Whoever has the [`Seat`](super::seat::Seat) touches it, nobody else.
 
 use super::conn::{Conn, Gate, Limits, Shared, View, lost};
 use super::head::{self, Parsed, Response};

@@ -10,6 +10,7 @@ mod listener;
 mod message;
 mod mux;
 mod reactor;
+mod seat;
 mod session;
 mod transport;
 mod url;
@@ -52,8 +53,8 @@ pub struct Accept {
     pub limits: Limits,
 }
 
-/// One per connection, called only from the thread that owns it, never concurrently: it must not
-/// block. If it panics, the connection is closed with 1011.
+/// One per connection, called from the thread that owns it or from one that waits for a reply on it,
+/// never concurrently: it must not block. If it panics, the connection is closed with 1011.
 pub trait Handler: Send {
     /// Called first.
     fn open(&mut self, _conn: &Conn) {}

@@ -21,7 +21,7 @@ impl From<CallError> for Error {
     }
 }
 
-/// What comes in on a dialled [`Mux`]. Called on the I/O thread: it must not block.
+/// What comes in on a dialled [`Mux`]. Called on the I/O thread or that of a caller: it must not block.
 pub trait Inbound: Send {
     /// The tag of a reply; `None` for what was not asked for. A protocol whose ids are strings
     /// puts the tag into them.
@@ -128,6 +128,10 @@ impl Mux {
         });
         let tag = self.reserve(done, deadline, cancel)?;
         self.send(tag, build(tag))?;
+        let is_answered = || slot.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if let Some(conn) = self.conn() {
+            conn.lead(is_answered);
+        }
         let waited = answered.wait(seen, Deadline::never()).block(deadline, cancel);
         if waited.is_err() {
             self.0.remove(tag);
@@ -142,7 +146,7 @@ impl Mux {
     }
 
     /// Sends a request and returns; `done` gets the reply, or the error when the deadline passes or
-    /// the connection ends, on the I/O or the timer thread: it must not block. It is not called when
+    /// the connection ends, on the I/O, the timer or another caller's thread: it must not block. It is not called when
     /// this errs: `unavailable`, `queue_saturated` when too many are in flight. The tag is for
     /// [`Mux::abandon`].
     pub fn start(

@@ -1,10 +1,12 @@
 //! An I/O thread: epoll over the connections it owns, their deadlines, and an inbox through which
-//! other threads reach it. It reads no byte itself and decides nothing about a connection.
+//! other threads reach it. It polls for a moment before it sleeps, where that has paid lately. It reads no
+//! byte itself and decides nothing about a connection.
 
 use super::Closed;
-use super::connection::{Connection, Fate, Ready};
+use super::connection::{Connection, Ready};
 use super::listener::{Accepting, Listening};
-use crate::base::{Code, Error, Result, ResultExt};
+use super::seat::{Next, Seat};
+use crate::base::{Code, Error, Polling, Result, ResultExt};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::cmp::Reverse;
@@ -35,6 +37,7 @@ pub(super) enum Command {
 pub(super) struct Port {
     inbox: Mutex<Inbox>,
     wake: EventFd,
+    pub epoll: Epoll,
     /// Connections owned or on their way.
     pub load: AtomicUsize,
     pub received: Counter,
@@ -70,6 +73,7 @@ impl Port {
         Ok(Arc::new(Port {
             inbox: Mutex::default(),
             wake: EventFd::from_flags(flags).context("eventfd")?,
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll")?,
             load: AtomicUsize::new(0),
             received: Counter::default(),
             sent: Counter::default(),
@@ -106,19 +110,16 @@ impl Port {
     }
 }
 
-/// A connection and what epoll and the clock have been asked about it.
+/// A connection, and whether it stands in `again`.
 struct Owned {
-    connection: Connection,
-    interest: EpollFlags,
-    due: Option<Instant>,
-    /// It stands in `again`.
+    seat: Arc<Seat>,
     again: bool,
 }
 
 /// The state of one I/O thread.
 pub(super) struct Reactor {
-    epoll: Epoll,
     port: Arc<Port>,
+    polling: Polling,
     accepting: Accepting,
     connections: HashMap<u64, Owned>,
     listeners: HashMap<u64, Arc<Listening>>,
@@ -133,11 +134,11 @@ pub(super) struct Reactor {
 
 impl Reactor {
     pub fn new(port: Arc<Port>, accepting: Accepting) -> Result<Reactor> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll")?;
-        epoll.add(&port.wake, EpollEvent::new(EpollFlags::EPOLLIN, INBOX)).context("epoll")?;
+        let inbox = EpollEvent::new(EpollFlags::EPOLLIN, INBOX);
+        port.epoll.add(&port.wake, inbox).context("epoll")?;
         Ok(Reactor {
-            epoll,
             port,
+            polling: Polling::default(),
             accepting,
             connections: HashMap::new(),
             listeners: HashMap::new(),
@@ -152,8 +153,7 @@ impl Reactor {
     pub fn run(mut self) {
         let mut events = vec![EpollEvent::empty(); EVENTS];
         while !self.over() {
-            let timeout = self.timeout();
-            let count = match self.epoll.wait(&mut events, timeout) {
+            let count = match self.wait(&mut events) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
                 Err(e) => {
@@ -174,6 +174,19 @@ impl Reactor {
             self.keep_time(now);
         }
         self.finish();
+    }
+
+    fn wait(&self, events: &mut [EpollEvent]) -> nix::Result<usize> {
+        let timeout = self.timeout();
+        let mut found = Ok(0);
+        let look = || {
+            found = self.port.epoll.wait(events, EpollTimeout::ZERO);
+            found != Ok(0)
+        };
+        if timeout != EpollTimeout::ZERO && self.polling.look(look) {
+            return found;
+        }
+        self.port.epoll.wait(events, timeout)
     }
 
     fn over(&self) -> bool {
@@ -228,65 +241,47 @@ impl Reactor {
                 self.stopping = Some(grace);
                 self.listeners.drain().for_each(|(_, listening)| listening.close());
                 for id in self.connections.keys().copied().collect::<Vec<_>>() {
-                    self.connections[&id].connection.shared.drain();
+                    self.connections[&id].seat.drain();
                     self.turn(id, Ready::default(), now);
                 }
             }
         }
     }
 
-    fn adopt(&mut self, mut connection: Connection, now: Instant) {
+    fn adopt(&mut self, connection: Connection, now: Instant) {
         let id = connection.shared.id;
-        let interest = EpollFlags::EPOLLIN;
-        if let Err(e) = self.epoll.add(&*connection.transport, EpollEvent::new(interest, id)) {
-            log::warn!("a connection is dropped, epoll refused it: {}", e.desc());
-            self.gone(connection, Closed::Lost(e.into()));
-            return;
-        }
         if self.stopping.is_some() {
             connection.shared.drain();
         }
-        let fate = connection.begin(now);
-        self.connections.insert(id, Owned { connection, interest, due: None, again: false });
-        self.apply(id, fate);
-    }
-
-    fn turn(&mut self, id: u64, ready: Ready, now: Instant) {
-        if let Some(owned) = self.connections.get_mut(&id) {
-            let fate = owned.connection.turn(ready, now);
-            self.apply(id, fate);
+        match Seat::take(connection, now) {
+            Some((seat, next)) => {
+                self.connections.insert(id, Owned { seat, again: false });
+                self.follow(id, next);
+            }
+            None => drop(self.port.load.fetch_sub(1, Ordering::Relaxed)),
         }
     }
 
-    fn apply(&mut self, id: u64, fate: Fate) {
-        let Fate::Keep { read, write, hangup, due, again } = fate else {
+    fn turn(&mut self, id: u64, ready: Ready, now: Instant) {
+        if let Some(owned) = self.connections.get(&id) {
+            let next = owned.seat.turn(ready, now);
+            self.follow(id, next);
+        }
+    }
+
+    fn follow(&mut self, id: u64, next: Next) {
+        let Next::Keep { due, again } = next else {
             if let Some(owned) = self.connections.remove(&id) {
-                let _ = self.epoll.delete(&*owned.connection.transport);
-                self.gone(owned.connection, Closed::Local);
+                self.gone(&owned.seat);
             }
             return;
         };
         let Some(owned) = self.connections.get_mut(&id) else { return };
-        let mut interest = EpollFlags::empty();
-        interest.set(EpollFlags::EPOLLIN, read);
-        interest.set(EpollFlags::EPOLLOUT, write);
-        interest.set(EpollFlags::EPOLLRDHUP, hangup);
-        if interest != owned.interest {
-            owned.interest = interest;
-            let mut event = EpollEvent::new(interest, id);
-            if let Err(e) = self.epoll.modify(&*owned.connection.transport, &mut event) {
-                log::error!("epoll lost a connection: {}", e.desc());
-            }
-        }
         if again && !owned.again {
             owned.again = true;
             self.again.push(id);
         }
-        // Later moments need no entry: the earlier one finds nothing to do and comes back for them.
-        if let Some(due) = due
-            && owned.due.is_none_or(|asked| due < asked)
-        {
-            owned.due = Some(due);
+        if let Some(due) = due {
             self.times.push(Reverse((due, id)));
         }
     }
@@ -296,24 +291,21 @@ impl Reactor {
             && when <= now
         {
             self.times.pop();
-            if let Some(owned) = self.connections.get_mut(&id)
-                && owned.due == Some(when)
-            {
-                owned.due = None;
-                self.turn(id, Ready::default(), now);
+            if let Some(next) = self.connections.get(&id).and_then(|o| o.seat.wake(when, now)) {
+                self.follow(id, next);
             }
         }
         self.wake_listeners(now);
     }
 
-    fn gone(&self, mut connection: Connection, reason: Closed) {
-        connection.finish(reason);
+    fn gone(&self, seat: &Seat) {
+        seat.leave(Closed::Local);
         self.port.load.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn listen(&mut self, listening: &Arc<Listening>) {
         let event = EpollEvent::new(EpollFlags::EPOLLIN, listening.id);
-        match listening.with(|socket| self.epoll.add(socket, event)) {
+        match listening.with(|socket| self.port.epoll.add(socket, event)) {
             Some(Ok(())) => drop(self.listeners.insert(listening.id, listening.clone())),
             Some(Err(e)) => log::error!("epoll refused a listener: {}", e.desc()),
             None => {}
@@ -324,7 +316,7 @@ impl Reactor {
         if let Err(until) = self.accepting.accept(listening, now) {
             self.resting.push((until, listening.id));
             let mut silent = EpollEvent::new(EpollFlags::empty(), listening.id);
-            let _ = listening.with(|socket| self.epoll.modify(socket, &mut silent));
+            let _ = listening.with(|socket| self.port.epoll.modify(socket, &mut silent));
         }
     }
 
@@ -334,18 +326,19 @@ impl Reactor {
         for (_, id) in over {
             if let Some(listening) = self.listeners.get(&id) {
                 let mut event = EpollEvent::new(EpollFlags::EPOLLIN, id);
-                let _ = listening.with(|socket| self.epoll.modify(socket, &mut event));
+                let _ = listening.with(|socket| self.port.epoll.modify(socket, &mut event));
             }
         }
     }
 
     fn finish(&mut self) {
         for (_, owned) in std::mem::take(&mut self.connections) {
-            self.gone(owned.connection, Closed::Local);
+            self.gone(&owned.seat);
         }
         for command in self.port.close() {
-            if let Command::Adopt(connection) = command {
-                self.gone(*connection, Closed::Local);
+            if let Command::Adopt(mut connection) = command {
+                connection.finish(Closed::Local);
+                self.port.load.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }

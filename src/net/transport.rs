@@ -128,6 +128,12 @@ impl Transport {
         let _ = self.tcp.shutdown(Shutdown::Write);
     }
 
+    /// Whether bytes, or the stream's end, have come.
+    pub fn is_readable(&self) -> bool {
+        let mut fds = [PollFd::new(self.tcp.as_fd(), PollFlags::POLLIN)];
+        nix::poll::poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+    }
+
     /// Waits until a read or write that would block is worth trying again.
     pub fn wait(&self, for_what: PollFlags, deadline: Deadline) -> io::Result<()> {
         wait(&self.tcp, for_what, deadline)

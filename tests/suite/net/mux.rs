@@ -6,15 +6,20 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use spiderweb::base::{Cancel, Code, Deadline};
 use spiderweb::net::{CallError, Closed, Conn, DialOptions, Inbound, Limits, Message, Mux};
 use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::thread::ThreadId;
 
 /// A request is `<tag> <command> …`, a reply `<tag> <text>`; an event has no tag.
 struct Client {
     events: Sender<String>,
     lost: Sender<Closed>,
+    /// Who read the last reply.
+    reader: Arc<Mutex<Option<ThreadId>>>,
 }
 
 impl Inbound for Client {
     fn tag(&mut self, message: &Message) -> Option<u32> {
+        *self.reader.lock().unwrap() = Some(std::thread::current().id());
         text(message).split(' ').next()?.parse().ok()
     }
 
@@ -37,6 +42,7 @@ struct Bench {
     held: Receiver<(Conn, u32)>,
     events: Receiver<String>,
     lost: Receiver<Closed>,
+    reader: Arc<Mutex<Option<ThreadId>>>,
     mux: Mux,
 }
 
@@ -55,12 +61,13 @@ impl Bench {
         });
         let (events, event) = unbounded();
         let (lost, loss) = unbounded();
-        let client = Box::new(Client { events, lost });
+        let reader = Arc::default();
+        let client = Box::new(Client { events, lost, reader: Arc::clone(&reader) });
         let options = DialOptions::default();
         let deadline = Deadline::after(LONG);
         let url = server.url();
         let mux = Mux::dial(&server.net, &url, &options, deadline, inflight_max, client).unwrap();
-        Bench { server, held, events: event, lost: loss, mux }
+        Bench { server, held, events: event, lost: loss, reader, mux }
     }
 
     fn call(&self, command: &str) -> Result<String, CallError> {
@@ -91,6 +98,21 @@ impl Bench {
 
 fn answer((conn, tag): &(Conn, u32), words: &str) {
     conn.send(Message::text(format!("{tag} {words}"))).unwrap();
+}
+
+#[test]
+fn a_caller_reads_its_reply_itself_and_leaves_the_rest_to_the_io_thread() {
+    let bench = Bench::start(64);
+    let mine = Some(std::thread::current().id());
+    let until = Deadline::after(LONG);
+    // Not every time: a reply can be quicker, or the I/O thread busy.
+    while *bench.reader.lock().unwrap() != mine {
+        assert!(!until.passed(), "never read a reply itself");
+        assert_eq!(bench.call("echo x").unwrap(), "x");
+    }
+    bench.mux.conn().unwrap().send(Message::text("0 event later")).unwrap();
+    assert_eq!(bench.events.recv_timeout(LONG).unwrap(), "later");
+    assert_ne!(*bench.reader.lock().unwrap(), mine, "nobody called");
 }
 
 #[test]
@@ -173,7 +195,7 @@ fn a_request_that_never_left_may_be_tried_elsewhere() {
     let bench = Bench::start(8);
     let (events, _event) = unbounded();
     let (lost, _loss) = unbounded();
-    let client = Box::new(Client { events, lost });
+    let client = Box::new(Client { events, lost, reader: Arc::default() });
     let (options, deadline) = (DialOptions::default(), Deadline::after(LONG));
     let net = &bench.server.net;
     let mux = Mux::dial(net, &url, &options, deadline, 1000, client).unwrap();
