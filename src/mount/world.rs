@@ -51,7 +51,7 @@ pub struct World {
 impl World {
     /// `cache_bytes`: memory for what is remembered, about; 0 for nothing, `None` for the default.
     pub fn new(net: Arc<Net>, timeout_ms: u64, cache_bytes: Option<u64>) -> Result<World> {
-        let tree = Arc::new(Union::new(Vec::new(), Vec::new())?);
+        let tree = Arc::new(Union::for_mount()?);
         let default = CacheOptions::default();
         let bytes = cache_bytes.map_or(default.bytes, |n| usize::try_from(n).unwrap_or(usize::MAX));
         let options = CacheOptions { bytes, timeout_ms, ..default };

@@ -31,7 +31,14 @@ pub enum Numbering {
     Counter,
     /// A hash of the key, or the next free number: the same key keeps its id when it was forgotten.
     Hash,
+    /// Made of the file's [`identity`](super::Attr::identity), so that the file has the same number every
+    /// time; the next one where it has none, or another node has that number. For a tree that is not
+    /// exported: such ids do not stay below 2^40.
+    Identity,
 }
+
+/// Set in ids that are made of an identity: the counted ones never come so far.
+const IDENTITY_BIT: u64 = 1 << 52;
 
 pub struct Ids<K> {
     state: RwLock<State<K>>,
@@ -75,14 +82,15 @@ impl<K: Clone + Eq + Hash> Ids<K> {
 
     /// The id of `key`, which was just seen at (`dir`, `name`).
     pub fn intern(&self, key: &K, dir: NodeId, name: &OsStr) -> NodeId {
-        self.intern_or_adopt(key, dir, name, |_| false)
+        self.intern_or_adopt((key, 0), dir, name, |_| false)
     }
 
-    /// As [`Ids::intern`]; but where `key` is new and `same` says that the node last seen at that place
-    /// is only known by another key, that node gets the new key and keeps its id.
+    /// As [`Ids::intern`], of a file with this identity; but where `key` is new and `same` says that the
+    /// node last seen at that place is only known by another key, that node gets the new key and keeps
+    /// its id.
     pub fn intern_or_adopt(
         &self,
-        key: &K,
+        (key, identity): (&K, u64),
         dir: NodeId,
         name: &OsStr,
         same: impl Fn(&K) -> bool,
@@ -100,7 +108,7 @@ impl<K: Clone + Eq + Hash> Ids<K> {
             }
             _ => {
                 s.make_room(self.max, dir);
-                s.add(key.clone(), self.numbering)
+                s.add(key.clone(), self.numbering, identity)
             }
         };
         s.put(id, place);
@@ -241,9 +249,11 @@ impl<K> Node<K> {
 }
 
 impl<K: Clone + Eq + Hash> State<K> {
-    fn add(&mut self, key: K, numbering: Numbering) -> NodeId {
+    fn add(&mut self, key: K, numbering: Numbering, identity: u64) -> NodeId {
+        let own = NodeId(IDENTITY_BIT | (identity & (IDENTITY_BIT - 1)));
         let id = match numbering {
-            Numbering::Counter => {
+            Numbering::Identity if identity != 0 && !self.nodes.contains_key(&own) => own,
+            Numbering::Counter | Numbering::Identity => {
                 self.next += 1;
                 NodeId(self.next - 1)
             }
@@ -396,7 +406,7 @@ mod tests {
         ids.remove(NodeId::ROOT, name("a"), true);
         assert_eq!(ids.path(a).unwrap_err().errno(), libc::ESTALE);
         assert_ne!(ids.intern(&1, NodeId::ROOT, name("a")), a, "the key means another node now");
-        assert_eq!(ids.intern_or_adopt(&3, NodeId::ROOT, name("b"), |k| *k == 2), c);
+        assert_eq!(ids.intern_or_adopt((&3, 0), NodeId::ROOT, name("b"), |k| *k == 2), c);
         assert_eq!((ids.id(&2), ids.id(&3)), (None, Some(c)));
     }
 
@@ -410,6 +420,21 @@ mod tests {
         assert_eq!(ids.id(&7), None);
         assert_eq!(ids.intern(&7, NodeId::ROOT, name("x")), first);
         assert!(first.0 < 1 << ID_BITS);
+    }
+
+    #[test]
+    fn a_file_has_the_number_of_its_identity_unless_another_has_it() {
+        let number = |ids: &Ids<u32>, key: u32, identity: u64| {
+            ids.intern_or_adopt((&key, identity), NodeId::ROOT, name(&key.to_string()), |_| false)
+        };
+        let (one, other) =
+            (Ids::new(0, 100, Numbering::Identity), Ids::new(0, 100, Numbering::Identity));
+        number(&other, 1, 1 << 51);
+        assert_eq!(number(&one, 7, 99), number(&other, 8, 99));
+        let (twin, unknown) = (number(&one, 9, 99), number(&one, 10, 0));
+        assert_ne!(twin, number(&one, 7, 99));
+        assert_eq!(twin, number(&one, 9, 99), "known by its key from now on");
+        assert!(unknown.0 < 1 << ID_BITS && number(&one, 7, 99).0 < 1 << 53);
     }
 
     #[test]

@@ -66,7 +66,8 @@ pub fn mount(url: &str, at: &Path) -> Result<()> {
     let tree = Cached::new(Remote::new(peer, None), workers.clone());
     let member = Member { name: "old".into(), tree, root: NodeId::ROOT };
     let whole = MountPoint { path: "/".parse()?, members: vec![member] };
-    let union = Arc::new(Union::new(vec![whole], Vec::new())?);
+    let union = Arc::new(Union::for_mount()?);
+    union.set(vec![whole], Vec::new())?;
     let options = Options {
         source: url.into(),
         allow_other: false,

@@ -201,7 +201,7 @@ impl Remote {
     /// The node that was just told. A file that is still known by what it was in an earlier epoch, perhaps
     /// because it is open, stays the file that it is.
     pub(super) fn known_as(&self, new: &Wire, dir: NodeId, name: &OsStr) -> NodeId {
-        self.ids.intern_or_adopt(new, dir, name, |old| old.may_be(new))
+        self.ids.intern_or_adopt((new, 0), dir, name, |old| old.may_be(new))
     }
 
     /// Runs a call made by `make` for the current link. A lost connection is made again and the call

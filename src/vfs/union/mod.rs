@@ -76,12 +76,21 @@ enum Key {
 }
 
 impl Union {
-    /// Errors: `mount_conflict`, `bind_conflict`, EINVAL.
+    /// A union that may be exported. Errors: `mount_conflict`, `bind_conflict`, EINVAL.
     pub fn new(mounts: Vec<MountPoint>, binds: Vec<Bind>) -> Result<Union> {
+        Union::numbered(Numbering::Counter, mounts, binds)
+    }
+
+    /// An empty union that is mounted: its files have the same numbers in every mount.
+    pub fn for_mount() -> Result<Union> {
+        Union::numbered(Numbering::Identity, Vec::new(), Vec::new())
+    }
+
+    fn numbered(numbering: Numbering, mounts: Vec<MountPoint>, binds: Vec<Bind>) -> Result<Union> {
         let root = Key::Virtual(TreePath::root());
         let union = Union(Arc::new(Shared {
             layout: RwLock::default(),
-            ids: Ids::new(root, ids::NODES_MAX, Numbering::Counter),
+            ids: Ids::new(root, ids::NODES_MAX, numbering),
             watchers: Watchers::default(),
             handles: Handles::default(),
             born_ns: now_ns(),

@@ -147,7 +147,8 @@ impl Shared {
         let serial = at.group.serial;
         let key = Key::Node { group: serial, member: at.member, node: attr.id };
         let same_place = |old: &Key| matches!(old, Key::Node { group, member, .. } if *group == serial && *member != at.member);
-        Attr { id: self.ids.intern_or_adopt(&key, dir, name, same_place), ..attr }
+        let known = (&key, attr.identity);
+        Attr { id: self.ids.intern_or_adopt(known, dir, name, same_place), ..attr }
     }
 
     /// One step down from a directory. `budget` is the number of binds that may still be followed.

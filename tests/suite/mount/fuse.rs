@@ -62,6 +62,20 @@ fn a_repository_is_cloned_and_changed_in_a_mount() {
 }
 
 #[test]
+fn a_file_has_the_same_number_in_every_mount() {
+    let scratch = Scratch::new();
+    let node = Node::start(scratch.path(), false);
+    let endpoint = format!("a={}@/", node.url());
+    let Some(one) = Mount::start(&["--endpoint", &endpoint]) else { return };
+    let number = |mount: &Mount| ok(mount.shell("stat -c '%n %i' b c/d", scratch.path()));
+    ok(one.shell("echo > a; echo > b; mkdir c; echo > c/d; ls -l", scratch.path()));
+    let told = number(&one);
+    drop(one);
+    let other = Mount::start(&["--endpoint", &endpoint]).unwrap();
+    assert_eq!(number(&other), told);
+}
+
+#[test]
 fn changes_made_at_the_node_are_seen() {
     let scratch = Scratch::new();
     let file = scratch.path().join("f");
