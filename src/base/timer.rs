@@ -27,6 +27,9 @@ struct Inner {
 struct State {
     next: u64,
     due: BTreeMap<TimerKey, Callback>,
+    /// When the thread wakes of its own accord; what was due then may be cancelled by now, and most is: it
+    /// is not woken for each that comes and goes before.
+    wakes: Option<Instant>,
     stopped: bool,
 }
 
@@ -52,10 +55,10 @@ impl Timer {
         let mut s = self.0.lock();
         let key = TimerKey(when, s.next);
         s.next += 1;
-        let first = s.due.first_key_value().is_none_or(|(k, _)| key < *k);
+        let sooner = s.wakes.is_none_or(|wakes| when < wakes);
         s.due.insert(key, f);
         drop(s);
-        if first {
+        if sooner {
             self.0.changed.notify_one();
         }
         key
@@ -87,7 +90,8 @@ impl Inner {
         let mut s = self.lock();
         while !s.stopped {
             let now = Instant::now();
-            match s.due.first_key_value().map(|(k, _)| k.0) {
+            s.wakes = s.due.first_key_value().map(|(k, _)| k.0);
+            match s.wakes {
                 Some(when) if when <= now => {
                     let (_, f) = s.due.pop_first().expect("just seen");
                     drop(s);
