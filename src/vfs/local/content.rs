@@ -1,11 +1,11 @@
 //! Changes of what is in an open file, and where its holes are. Each is one call of the host, then what
 //! the file is like now is noted, then the watchers are told.
 
+use super::Core;
 use super::file::OpenFile;
-use super::sys::{self, Stat};
-use super::{Core, Event};
+use super::sys;
 use crate::base::{Error, Result};
-use crate::vfs::{Allocate, Handle, NodeId, SeekTo, Written};
+use crate::vfs::{Allocate, Handle, SeekTo, Written};
 use nix::fcntl::FallocateFlags as F;
 use nix::unistd::Whence;
 
@@ -45,9 +45,12 @@ impl OpenFile {
 impl Core {
     pub(super) fn write_file(&self, handle: Handle, offset: u64, data: &[u8]) -> Result<Written> {
         let (node, file) = self.handles.get(handle)?;
-        let _changing = self.changing();
-        let written = file.write(offset, data)?;
-        Ok(Written { attr: Some(self.changed(node, &file)?.attr(node)), ..written })
+        let mut written = Written::default();
+        let stat = self.altered(node, || {
+            written = file.write(offset, data)?;
+            file.stat_changed()
+        })?;
+        Ok(Written { attr: Some(stat.attr(node)), ..written })
     }
 
     pub(super) fn allocate_range(
@@ -58,9 +61,11 @@ impl Core {
         how: Allocate,
     ) -> Result<()> {
         let (node, file) = self.handles.get(handle)?;
-        let _changing = self.changing();
-        file.allocate(offset, len, how)?;
-        self.changed(node, &file).map(drop)
+        let change = || {
+            file.allocate(offset, len, how)?;
+            file.stat_changed()
+        };
+        self.altered(node, change).map(drop)
     }
 
     pub(super) fn copy_bytes(
@@ -73,22 +78,13 @@ impl Core {
         let (node, target) = self.handles.get(to.0)?;
         source.readable()?;
         target.writable()?;
-        let _changing = self.changing();
         let len = usize::try_from(len.min(COPY_MAX)).unwrap_or(usize::MAX);
         let (from, to) = ((&source.file, host_offset(from.1)?), (&target.file, host_offset(to.1)?));
-        let n = sys::copy_range(from, to, len)?;
-        if n == 0 {
-            return Ok(Written::default());
-        }
-        let attr = self.changed(node, &target)?.attr(node);
-        Ok(Written { attr: Some(attr), ..Written::bytes(n) })
-    }
-
-    /// The content of a file is another now.
-    fn changed(&self, node: NodeId, file: &OpenFile) -> Result<Stat> {
-        let stat = file.without_set_id(file.stat()?)?;
-        self.note(node, &stat);
-        self.announce(&[Event::Data { node, generation: Some(stat.generation()) }]);
-        Ok(stat)
+        let mut n = 0;
+        let stat = self.altered(node, || {
+            n = sys::copy_range(from, to, len)?;
+            target.stat_changed()
+        })?;
+        Ok(Written { attr: Some(stat.attr(node)), ..Written::bytes(n) })
     }
 }

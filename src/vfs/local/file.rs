@@ -77,8 +77,10 @@ impl OpenFile {
         Ok(Written::bytes(done))
     }
 
-    /// Whoever changes a file takes its set-id bits away, as the host does for users other than root.
-    pub fn without_set_id(&self, stat: sys::Stat) -> Result<sys::Stat> {
+    /// After a change of its content. Whoever changes a file takes its set-id bits away, as the host does for
+    /// users other than root.
+    pub fn stat_changed(&self) -> Result<sys::Stat> {
+        let stat = self.stat()?;
         let group_runs = stat.mode() & libc::S_IXGRP != 0;
         let taken = libc::S_ISUID | if group_runs { libc::S_ISGID } else { 0 };
         if stat.mode() & taken == 0 {

@@ -10,6 +10,7 @@ mod listing;
 mod locks;
 mod phases;
 mod resolve;
+mod states;
 mod sys;
 mod watch;
 

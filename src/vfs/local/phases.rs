@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a change of our own is waited for before its events are looked at all the same.
-const OWN_MAX: Duration = Duration::from_millis(100);
+pub const OWN_MAX: Duration = Duration::from_millis(100);
 
 /// Counts what goes on, so that somebody can wait for what had begun without holding up what begins.
 #[derive(Default)]

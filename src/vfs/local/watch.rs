@@ -12,7 +12,8 @@
 //! directory, nor what other hosts do to a network filesystem. Such a filesystem is not watched at all;
 //! whoever remembers attributes believes those of files with several names for a moment only.
 
-use super::phases::{Going, Phases};
+use super::phases::{Going, OWN_MAX, Phases};
+use super::states::States;
 use super::sys::{self, FileKey, Stat};
 use super::{Core, Event};
 use crate::base::{Error, Result};
@@ -33,8 +34,6 @@ pub const WATCHES_MAX: usize = 16_384;
 /// Where the host allows fewer than these, no watch is given up for another: clients would be told to look
 /// again with nearly every directory that they look into.
 const WATCHES_MIN: usize = 64;
-/// Files whose last known state is remembered.
-const STATES_MAX: usize = 65_536;
 /// Names of our own changes whose events have yet to come.
 const OWN_NAMES_MAX: usize = 65_536;
 /// Names of one gathering; what comes after them waits for the next.
@@ -53,8 +52,7 @@ pub struct Watching {
     watches_max: usize,
     /// Before `own_names` where both are taken.
     table: RwLock<Table>,
-    /// What a file was like when it was last told of.
-    states: Mutex<HashMap<NodeId, u64>>,
+    pub(super) states: States,
     /// Events of watched directories that our own changes have caused.
     own_names: Mutex<HashMap<(NodeId, OsString), Own>>,
     /// A directory could not be watched: clients have to look again every now and then.
@@ -120,7 +118,7 @@ impl Watching {
                 kernel: Arc::new(Kernel { inotify, nudge }),
                 watches_max,
                 table: RwLock::default(),
-                states: Mutex::default(),
+                states: States::default(),
                 own_names: Mutex::default(),
                 blind: AtomicBool::new(false),
                 own: Phases::default(),
@@ -229,15 +227,6 @@ impl Watching {
         }
     }
 
-    /// This is what a file is like after a change of our own.
-    pub fn note(&self, node: NodeId, stat: &Stat) {
-        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-        if states.len() >= STATES_MAX {
-            states.clear();
-        }
-        states.insert(node, stat.state());
-    }
-
     /// We changed what a name of a directory leads to; events will say so where that is watched.
     fn note_name(&self, (dir, name): (NodeId, &OsStr), mask: AddWatchFlags, left: Option<FileKey>) {
         let t = self.table.read().unwrap_or_else(PoisonError::into_inner);
@@ -259,15 +248,6 @@ impl Watching {
         let mut own = self.own_names.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = Seen { mask: seen.mask & names(), ..seen };
         own.remove(&(at.0, at.1.to_owned())).is_some_and(|o| o.seen == seen && o.left == now)
-    }
-
-    /// Whether a file is as it was told last; it is from now on.
-    fn is_news(&self, node: NodeId, stat: &Stat) -> bool {
-        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-        if states.len() >= STATES_MAX {
-            states.clear();
-        }
-        states.insert(node, stat.state()) != Some(stat.state())
     }
 }
 
@@ -318,15 +298,30 @@ impl Core {
     /// Notes what a change of our own has left, so that it is not taken for somebody else's.
     pub(super) fn note(&self, node: NodeId, stat: &Stat) {
         if let Some(w) = &self.watching {
-            w.note(node, stat);
+            w.states.note(node, stat);
         }
+    }
+
+    /// Changes a file's content, and notes what that has left; `change` says what it is.
+    pub(super) fn altered(
+        &self,
+        node: NodeId,
+        change: impl FnOnce() -> Result<Stat>,
+    ) -> Result<Stat> {
+        let _changing = self.changing();
+        let stat = match &self.watching {
+            Some(w) => w.states.alter(node, change)?,
+            None => change()?,
+        };
+        self.announce(&[Event::Data { node, generation: Some(stat.generation()) }]);
+        Ok(stat)
     }
 
     /// A lock was granted: what others did to the file until now is told before the holder hears, and to
     /// him, too.
     pub(super) fn tell_state(&self, node: NodeId, stat: &Stat) {
         if let Some(w) = &self.watching
-            && w.is_news(node, stat)
+            && w.states.look(node, Duration::ZERO, || Ok(*stat)).is_ok_and(|(_, is_news)| is_news)
         {
             let generation = Some(stat.generation());
             Caller::nobody(|| self.announce(&[Event::Data { node, generation }]));
@@ -336,7 +331,7 @@ impl Core {
     /// Tells what a gathering of events comes to.
     fn tell(&self, w: &Watching, gathered: Gathered) {
         if gathered.overflow {
-            w.states.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            w.states.clear();
             w.own_names.lock().unwrap_or_else(PoisonError::into_inner).clear();
             return self.announce(&[Event::Resync]);
         }
@@ -347,22 +342,41 @@ impl Core {
                 self.announce(&[Event::Attr(dir)]);
             }
         }
-        for ((dir, name), seen) in gathered.names {
-            if seen.count > 0 {
-                self.tell_name(w, dir, &name, seen);
-            }
-            if seen.mask.intersects(AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_ATTRIB) {
-                self.tell_file(w, dir, &name, seen.mask);
-            }
+        for (dir, names) in gathered.names {
+            self.tell_names(w, dir, names);
         }
     }
 
-    /// A name came, went, or leads elsewhere.
-    fn tell_name(&self, w: &Watching, dir: NodeId, name: &OsStr, seen: Seen) {
-        let now = self.held(dir).ok().and_then(|fd| sys::stat(&fd, name).ok()).map(|s| s.key());
+    fn tell_names(&self, w: &Watching, dir: NodeId, names: BTreeMap<OsString, Seen>) {
+        // Wherever it is by now.
+        let fd = self.node(dir).map(|node| node.fd);
+        let mut own = false;
+        for (name, seen) in names {
+            let stat = || fd.clone().and_then(|fd| sys::stat(&fd, &name));
+            if seen.count > 0 {
+                own |= !self.tell_name(w, (dir, &name), seen, stat().ok().as_ref());
+            }
+            if seen.mask.intersects(AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_ATTRIB) {
+                self.tell_file(w, (dir, &name), seen.mask, stat);
+            }
+        }
+        // That we changed something in it shows in the directory's times.
+        if own {
+            self.announce(&[Event::Attr(dir)]);
+        }
+    }
+
+    /// A name came, went, or leads elsewhere. False where that was our own doing.
+    fn tell_name(
+        &self,
+        w: &Watching,
+        (dir, name): (NodeId, &OsStr),
+        seen: Seen,
+        stat: Option<&Stat>,
+    ) -> bool {
+        let now = stat.map(Stat::key);
         if w.is_own_name((dir, name), seen, now) {
-            // That something happened shows in the directory's times.
-            return self.announce(&[Event::Attr(dir)]);
+            return false;
         }
         let known = self.ids.at(dir, name);
         let key = known.and_then(|node| self.ids.key(node).ok());
@@ -374,16 +388,23 @@ impl Core {
         if let Some(node) = now.and_then(|key| self.ids.id(&key)) {
             self.announce(&[Event::Attr(node)]);
         }
+        true
     }
 
-    fn tell_file(&self, w: &Watching, dir: NodeId, name: &OsStr, mask: AddWatchFlags) {
+    fn tell_file(
+        &self,
+        w: &Watching,
+        (dir, name): (NodeId, &OsStr),
+        mask: AddWatchFlags,
+        stat: impl FnOnce() -> Result<Stat>,
+    ) {
         // Whom nobody was told of, nobody remembers.
         let Some(node) = self.ids.at(dir, name) else { return };
-        let stat = self.held(dir).and_then(|fd| sys::stat(&fd, name));
-        let Ok(stat) = stat.filter_key(self.ids.key(node).ok()) else {
+        let same = || stat().filter_key(self.ids.key(node).ok());
+        let Ok((stat, is_news)) = w.states.look(node, OWN_MAX, same) else {
             return self.announce(&[Event::All { node, generation: None }]);
         };
-        if !w.is_news(node, &stat) {
+        if !is_news {
             return;
         }
         let generation = Some(stat.generation());
@@ -391,11 +412,6 @@ impl Core {
             true => Event::Data { node, generation },
             false => Event::Attr(node),
         }]);
-    }
-
-    /// A directory's descriptor, wherever it is by now.
-    fn held(&self, dir: NodeId) -> Result<Arc<OwnedFd>> {
-        self.node(dir).map(|node| node.fd)
     }
 }
 
@@ -416,7 +432,8 @@ impl FilterKey for Result<Stat> {
 /// Events of a moment, each thing once.
 #[derive(Default)]
 struct Gathered {
-    names: BTreeMap<(NodeId, OsString), Seen>,
+    names: BTreeMap<NodeId, BTreeMap<OsString, Seen>>,
+    count: usize,
     dirs: BTreeMap<NodeId, AddWatchFlags>,
     overflow: bool,
 }
@@ -439,7 +456,9 @@ impl Gathered {
         };
         match event.name {
             Some(name) => {
-                self.names.entry((dir, name)).or_insert(Seen::NOTHING).add(event.mask);
+                let names = self.names.entry(dir).or_default();
+                names.entry(name).or_insert(Seen::NOTHING).add(event.mask);
+                self.count += 1;
             }
             None => *self.dirs.entry(dir).or_insert(AddWatchFlags::empty()) |= event.mask,
         }
@@ -462,7 +481,7 @@ fn run(weak: &Weak<Core>, kernel: &Kernel) {
         }
         let mut gathered = Gathered::default();
         while !gathered.overflow
-            && gathered.names.len() < GATHERED_MAX
+            && gathered.count < GATHERED_MAX
             && let Ok(events) = kernel.inotify.read_events()
         {
             events.into_iter().for_each(|e| gathered.add(w, e));
