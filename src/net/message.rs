@@ -119,9 +119,11 @@ impl Frame {
         if let Some(mask) = mask
             && frame.payload.len() > COPY_MAX
         {
-            let mut masked = frame.payload.to_vec();
+            // Nearly always nobody else holds it, and it is masked where it lies.
+            let mut masked =
+                frame.payload.try_into_mut().unwrap_or_else(|shared| shared[..].into());
             apply_mask(&mut masked, mask);
-            (frame.payload, frame.mask) = (masked.into(), None);
+            (frame.payload, frame.mask) = (masked.freeze(), None);
         }
         frame
     }
