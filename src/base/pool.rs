@@ -1,13 +1,38 @@
 //! Fixed pools of named worker threads over bounded queues, and lanes that keep the requests of one
-//! fid, handle or session in order while others overtake them.
+//! fid, handle or session in order while others overtake them. A worker that has nothing else to do may
+//! look for its next job itself, so that no other thread need hand it over.
 
 use super::{Code, Error, Result, ResultExt};
+use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 type Job = Box<dyn FnOnce() + Send>;
+/// Looks for a job until there is one, for a moment.
+type Look = Box<dyn FnOnce(&dyn Fn() -> bool) + Send>;
+
+thread_local! {
+    static WORKER: RefCell<Worker> = const { RefCell::new(Worker { look: None, kept: Kept::Not }) };
+}
+
+/// What a worker thread knows of itself.
+struct Worker {
+    /// How the job that it runs wants the next one looked for.
+    look: Option<Look>,
+    kept: Kept,
+}
+
+/// The job that a looking worker keeps for itself.
+enum Kept {
+    /// It does not look.
+    Not,
+    Nothing {
+        queue: *const Queue,
+    },
+    One(Job),
+}
 
 /// Worker threads that take jobs from one bounded queue. A job that panics is logged and ends
 /// nothing else; whoever must answer for it does so in the `Drop` of what the job holds.
@@ -30,6 +55,8 @@ struct State {
     jobs: VecDeque<Job>,
     /// Workers that wait for a job.
     idle: usize,
+    /// A worker looks for a job elsewhere.
+    looking: bool,
     stopped: bool,
 }
 
@@ -45,7 +72,7 @@ impl Pool {
                 .name(format!("{name}-{n}"))
                 .spawn(move || {
                     while let Some(job) = jobs.next() {
-                        run(name, job)
+                        jobs.work(name, job);
                     }
                 })
                 .context(format_args!("thread {name}-{n}"))
@@ -60,6 +87,7 @@ impl Pool {
 
     /// Queues a job. Errors: `queue_saturated`, at once, when the queue is full or the pool stopped.
     pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> Result<()> {
+        let Some(job) = self.queue.keep(Box::new(job)) else { return Ok(()) };
         let what = {
             let mut s = self.queue.lock();
             // A job for which a worker is waiting does not wait itself.
@@ -68,13 +96,26 @@ impl Pool {
             } else if s.jobs.len() >= self.queue.max + s.idle {
                 "is full"
             } else {
-                s.jobs.push_back(Box::new(job));
+                s.jobs.push_back(job);
                 drop(s);
                 self.queue.news.notify_one();
                 return Ok(());
             }
         };
         Err(Error::new(Code::QueueSaturated, format!("the {} queue {what}; try again", self.name)))
+    }
+
+    /// For a job that runs: when it is done and no other waits, its worker calls `look`, which may find
+    /// the next job, by calling what submits one. That is then run by this worker. `look` is told when it
+    /// has found one, and must not wait for long. One worker of a pool looks at a time.
+    pub fn then(look: impl FnOnce(&dyn Fn() -> bool) + Send + 'static) {
+        WORKER.with_borrow_mut(|w| w.look = Some(Box::new(look)));
+    }
+
+    /// While the guard lives, what a looking worker finds is left to others, and it goes on looking: for
+    /// what nobody waits for.
+    pub fn aside() -> Aside {
+        Aside(WORKER.with_borrow_mut(|w| std::mem::replace(&mut w.kept, Kept::Not)))
     }
 
     /// Jobs waiting for a worker.
@@ -122,15 +163,65 @@ impl Queue {
         }
     }
 
+    /// Runs a job, and those that it leads to.
+    fn work(&self, name: &str, job: Job) {
+        let mut next = Some(job);
+        while let Some(job) = next {
+            run(name, job);
+            let look = WORKER.with_borrow_mut(|w| w.look.take());
+            next = look.and_then(|look| self.look(name, look));
+        }
+    }
+
+    fn look(&self, name: &str, look: Look) -> Option<Job> {
+        {
+            let mut s = self.lock();
+            if s.looking || s.stopped || !s.jobs.is_empty() {
+                return None;
+            }
+            s.looking = true;
+        }
+        WORKER.with_borrow_mut(|w| w.kept = Kept::Nothing { queue: self });
+        let found = || WORKER.with_borrow(|w| matches!(w.kept, Kept::One(_)));
+        run(name, || look(&found));
+        self.lock().looking = false;
+        match WORKER.with_borrow_mut(|w| std::mem::replace(&mut w.kept, Kept::Not)) {
+            Kept::One(job) => Some(job),
+            _ => None,
+        }
+    }
+
+    /// Keeps a job for this thread, if it looks for one of this queue; else gives it back.
+    fn keep(&self, job: Job) -> Option<Job> {
+        WORKER.with_borrow_mut(|w| match w.kept {
+            Kept::Nothing { queue } if std::ptr::eq(queue, self) => {
+                w.kept = Kept::One(job);
+                None
+            }
+            _ => Some(job),
+        })
+    }
+
     fn stop(&self) {
         self.lock().stopped = true;
         self.news.notify_all();
     }
 }
 
-fn run(pool: &str, job: Job) {
+fn run(pool: &str, job: impl FnOnce()) {
     if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
         log::error!("a job of the {pool} pool panicked; its request was answered with an error");
+    }
+}
+
+/// See [`Pool::aside`].
+#[must_use]
+pub struct Aside(Kept);
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        let kept = std::mem::replace(&mut self.0, Kept::Not);
+        WORKER.with_borrow_mut(|w| w.kept = kept);
     }
 }
 
@@ -148,13 +239,13 @@ impl<K: Eq + Hash + Clone + Send + 'static> Lanes<K> {
 
     /// Whether nothing of this key is queued or runs.
     pub fn is_free(&self, key: &K) -> bool {
-        !self.busy.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+        !self.lock().contains_key(key)
     }
 
     /// Errors: `queue_saturated`. The caller bounds how many jobs of one key it has in flight.
     pub fn submit(&self, key: Option<K>, job: impl FnOnce() + Send + 'static) -> Result<()> {
         let Some(key) = key else { return self.pool.submit(job) };
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut busy = self.lock();
         if let Some(queue) = busy.get_mut(&key) {
             queue.push_back(Box::new(job));
             return Ok(());
@@ -162,11 +253,18 @@ impl<K: Eq + Hash + Clone + Send + 'static> Lanes<K> {
         // The lane is entered before the job can run, and left again if the pool refuses it.
         busy.insert(key.clone(), VecDeque::new());
         let runner = Runner { busy: self.busy.clone(), key: key.clone(), name: self.pool.name };
+        // A worker that starts at once would find it locked.
+        drop(busy);
         let submitted = self.pool.submit(move || runner.run(Box::new(job)));
         if submitted.is_err() {
-            busy.remove(&key);
+            // What came into the lane meanwhile goes with it.
+            let _refused = self.lock().remove(&key);
         }
         submitted
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, VecDeque<Job>>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -219,6 +317,37 @@ impl<K: Eq + Hash> Runner<K> {
 mod tests {
     use super::*;
     use std::sync::mpsc;
+
+    #[test]
+    fn a_job_that_a_worker_finds_itself_is_run_by_it_and_others_go_their_way() {
+        let pool = Pool::start("test", 2, 8).unwrap();
+        let (tx, rx) = mpsc::channel();
+        let me = || std::thread::current().name().map(str::to_owned);
+        let (inner, first) = (pool.clone(), tx.clone());
+        pool.submit(move || {
+            first.send(("first", me())).unwrap();
+            Pool::then(move |found| {
+                let (own, others) = (tx.clone(), tx);
+                let aside = Pool::aside();
+                inner.submit(|| ()).unwrap();
+                drop(aside);
+                assert!(!found());
+                inner.submit(move || own.send(("own", me())).unwrap()).unwrap();
+                assert!(found());
+                // Not kept: it is taken by another while this one still looks.
+                let (went, wait) = mpsc::channel();
+                inner.submit(move || went.send(others.send(("other", me()))).unwrap()).unwrap();
+                wait.recv().unwrap().unwrap();
+            });
+        })
+        .unwrap();
+        let mut got: Vec<_> = rx.iter().take(3).collect();
+        let looked = got[0].1.clone();
+        got.sort_by_key(|(what, _)| *what);
+        assert_eq!(got.iter().map(|g| g.0).collect::<Vec<_>>(), ["first", "other", "own"]);
+        assert_eq!(got[2].1, looked);
+        assert_ne!(got[1].1, looked);
+    }
 
     #[test]
     fn a_full_queue_answers_at_once_and_a_panic_ends_nothing() {

@@ -143,12 +143,23 @@ impl Conn {
         self.0.lock().bytes
     }
 
-    /// Helps to read, in place of the I/O thread, until `done`: for a few milliseconds, if nobody else
-    /// does.
+    /// Waits in place of the I/O thread until `done`, if nobody else does and for a few milliseconds at
+    /// most: what comes is read, and the handler called, on this thread.
     pub(super) fn lead(&self, done: impl Fn() -> bool) {
-        if let Some(seat) = self.0.seat.get().and_then(Weak::upgrade) {
-            seat.lead(done);
+        if let Some(seat) = self.seat() {
+            seat.lead(true, done);
         }
+    }
+
+    /// As [`Conn::lead`], for one who need not wait: ends as soon as nothing comes at once.
+    pub fn look(&self, done: impl Fn() -> bool) {
+        if let Some(seat) = self.seat() {
+            seat.lead(false, done);
+        }
+    }
+
+    fn seat(&self) -> Option<Arc<Seat>> {
+        self.0.seat.get().and_then(Weak::upgrade)
     }
 
     /// Bytes of the outgoing stream that the socket has taken so far.

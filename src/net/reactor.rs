@@ -38,6 +38,8 @@ pub(super) struct Port {
     inbox: Mutex<Inbox>,
     wake: EventFd,
     pub epoll: Epoll,
+    /// Connections that another thread reads at the moment: looking for what comes is its business.
+    pub led: AtomicUsize,
     /// Connections owned or on their way.
     pub load: AtomicUsize,
     pub received: Counter,
@@ -74,6 +76,7 @@ impl Port {
             inbox: Mutex::default(),
             wake: EventFd::from_flags(flags).context("eventfd")?,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll")?,
+            led: AtomicUsize::new(0),
             load: AtomicUsize::new(0),
             received: Counter::default(),
             sent: Counter::default(),
@@ -178,12 +181,13 @@ impl Reactor {
 
     fn wait(&self, events: &mut [EpollEvent]) -> nix::Result<usize> {
         let timeout = self.timeout();
+        let is_led = || self.port.led.load(Ordering::Relaxed) > 0;
         let mut found = Ok(0);
         let look = || {
             found = self.port.epoll.wait(events, EpollTimeout::ZERO);
-            found != Ok(0)
+            found != Ok(0) || is_led()
         };
-        if timeout != EpollTimeout::ZERO && self.polling.look(look) {
+        if timeout != EpollTimeout::ZERO && !is_led() && self.polling.look(look) && found != Ok(0) {
             return found;
         }
         self.port.epoll.wait(events, timeout)

@@ -8,11 +8,13 @@ use super::connection::{Connection, Fate, Ready};
 use crate::base::{Deadline, Polling};
 use nix::poll::PollFlags;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A reply that takes longer is left to the I/O thread: the caller must hear of a cancellation.
+/// Who leads does not hear of a cancellation, and does nothing else.
 const LEAD: Duration = Duration::from_millis(4);
+
 pub(super) struct Seat {
     state: Mutex<Seated>,
     polling: Polling,
@@ -87,14 +89,15 @@ impl Seat {
         s.connection.finish(reason);
     }
 
-    /// Reads in the I/O thread's stead until `done`, [`LEAD`] at most; returns at once where another
-    /// reads.
-    pub fn lead(&self, done: impl Fn() -> bool) {
+    /// Reads in the I/O thread's stead until `done`, [`LEAD`] at most, if nobody else does; and unless it
+    /// `sleeps` only while looking again and again pays.
+    pub fn lead(&self, sleeps: bool, done: impl Fn() -> bool) {
         let until = Instant::now() + LEAD;
         let Ok(mut s) = self.state.try_lock() else { return };
         if std::mem::replace(&mut s.led, true) {
             return;
         }
+        s.connection.shared.port.led.fetch_add(1, Ordering::Relaxed);
         let _led = Led(self);
         s.ask();
         let transport = s.connection.transport.clone();
@@ -105,6 +108,9 @@ impl Seat {
                 return;
             }
             if !self.polling.look(|| transport.is_readable()) {
+                if !sleeps {
+                    return;
+                }
                 let _ = transport.wait(PollFlags::POLLIN, Deadline::after(left));
             }
             let mut s = self.lock();
@@ -129,6 +135,7 @@ impl Drop for Led<'_> {
     fn drop(&mut self) {
         let mut s = self.0.lock();
         s.led = false;
+        s.connection.shared.port.led.fetch_sub(1, Ordering::Relaxed);
         s.ask();
     }
 }

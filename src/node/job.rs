@@ -4,7 +4,7 @@
 use super::calls::{self, Attempt};
 use super::held::Held;
 use super::session::{Ready, Session};
-use crate::base::{Cancel, Code, Counted, Deadline, Error, Result, Wait};
+use crate::base::{Cancel, Code, Counted, Deadline, Error, Pool, Result, Wait};
 use crate::net::InFlight;
 use crate::vfs::Cx;
 use crate::wire::fs::{Call, Op, Reply};
@@ -103,6 +103,8 @@ impl Job {
     /// `lane`: the open file whose requests keep their order.
     pub fn submit(self, lane: Option<u64>) {
         let held = self.ready.held.clone();
+        // Few clients wait for it.
+        let _aside = matches!(self.call, Call::Close { .. }).then(Pool::aside);
         if let Err((e, job)) = held.lanes.hand(lane, self, Job::run) {
             job.finish(Err(e));
         }
@@ -113,6 +115,9 @@ impl Job {
             return self.finish(Err(e));
         }
         let session = self.answer.session.clone();
+        // A client that asks one thing after the other is heard by who answers it.
+        let conn = session.conn.clone();
+        Pool::then(move |found| conn.look(found));
         let run = || calls::run(&self.ready, &self.cx, &self.call);
         let attempt = session.caller.run(run);
         match attempt {
