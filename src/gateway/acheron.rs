@@ -4,7 +4,7 @@
 use crate::base::{
     Cancel, Code, Counted, Deadline, Error, Gauge, Lanes, Name, Pool, Result, Timer, TreePath, Wait,
 };
-use crate::net::{Conn, InFlight, Message};
+use crate::net::{Conn, InFlight};
 use crate::vfs::{Attr, Cx, FileKind, Kind, NodeId, OpenFlags, Opened, Read, Tree, Who, walk};
 use crate::wire::acheron::{self, Call, IOUNIT, MSIZE_MAX};
 use crate::wire::{Frame, Object};
@@ -114,7 +114,7 @@ impl Reply {
 
     fn frame(&self, frame: Frame) {
         // A peer that is gone needs no answer.
-        let _ = self.conn.send(Message::from(frame));
+        let _ = self.conn.send(frame);
     }
 }
 

@@ -101,7 +101,7 @@ fn malformed(conn: &Conn, m: &Malformed) {
         let e = Error::new(Code::UnsupportedLegacyApi, m.fault);
         crate::wire::control::error(m.id.as_deref(), Correlation::Omitted, &e)
     };
-    let _ = conn.send(frame.into());
+    let _ = conn.send(frame);
 }
 
 impl Shared {
@@ -179,7 +179,7 @@ impl Shared {
             subscribed = envelope.name == "debug_subscribe" && control.subscribed;
             answer
         };
-        let _ = conn.send(answer.frame.into());
+        let _ = conn.send(answer.frame);
         if subscribed {
             let request = envelope.id.as_deref().unwrap_or_default();
             let _ = conn.push(topology::acknowledgement(request));
@@ -239,7 +239,7 @@ impl Shared {
         self.negotiated.store(true, Ordering::Release);
         let msize = msize.unwrap_or(wire::MSIZE_MAX).min(wire::MSIZE_MAX);
         let payload = Object::new().put("msize", msize).put("version", VERSION);
-        let _ = conn.send(wire::reply("t_version", tag, payload).into());
+        let _ = conn.send(wire::reply("t_version", tag, payload));
         Ok(())
     }
 
@@ -301,7 +301,7 @@ fn refuse(conn: &Conn, envelope: &Envelope<'_>, e: &Error, close: bool) {
         Channel::Acheron if !legacy => wire::error(envelope.tag, e),
         _ => crate::wire::control::error(envelope.id.as_deref(), Correlation::Omitted, e),
     };
-    let _ = conn.send(frame.into());
+    let _ = conn.send(frame);
     if close {
         conn.close(None, "");
     }

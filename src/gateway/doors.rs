@@ -137,7 +137,7 @@ fn refuse(code: Code, message: &'static str) -> Answer {
     struct Refusal(Code, &'static str);
     impl Handler for Refusal {
         fn open(&mut self, conn: &Conn) {
-            let _ = conn.send(control::refusal(self.0, self.1, now_ms()).into());
+            let _ = conn.send(control::refusal(self.0, self.1, now_ms()));
             conn.close(None, "");
         }
         fn message(&mut self, _: &Conn, _: Message) {}

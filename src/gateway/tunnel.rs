@@ -102,7 +102,7 @@ impl TunnelHandler {
             _ => None,
         };
         let refuse = |tag, e: &Error| {
-            let _ = conn.send(Failure::new(tag, e).encode().into());
+            let _ = conn.send(Failure::new(tag, e).encode());
             conn.close(None, "");
         };
         let (tag, node_id) = match self.authenticate(request) {
@@ -122,7 +122,7 @@ impl TunnelHandler {
             return refuse(tag, &Error::new(Code::Eperm, "NodeAuthFailed"));
         }
         let reply = Reply::Hello(HelloReply::Tunnel { node_id: node_id.clone() });
-        let _ = conn.send(reply.encode(Op::Hello, tag, false).into());
+        let _ = conn.send(reply.encode(Op::Hello, tag, false));
         if self.open.is_none() {
             self.enter(conn, node_id);
         }

@@ -5,7 +5,7 @@
 //! which saves the round through the I/O thread; that gets what the socket does not take, and the
 //! replies of a connection with several requests in flight, which it writes together.
 
-use super::message::{Frame, Message, Role};
+use super::message::{Frame, Outgoing, Role};
 use super::reactor::{Command, Port};
 use super::seat::Seat;
 use super::transport::Transport;
@@ -93,20 +93,20 @@ impl Conn {
 
     /// Queues a reply. Replies are bounded by the requests in flight, so this one is always
     /// accepted. Errors: `unavailable` once the connection is closing or closed.
-    pub fn send(&self, message: Message) -> Result<()> {
-        self.send_at(message).map(drop)
+    pub fn send(&self, message: impl Into<Outgoing>) -> Result<()> {
+        self.send_at(message.into()).map(drop)
     }
 
     /// As [`Conn::send`]; the place in the outgoing stream at which the frame begins.
-    pub(super) fn send_at(&self, message: Message) -> Result<u64> {
+    pub(super) fn send_at(&self, message: Outgoing) -> Result<u64> {
         self.0.queue(Frame::data(message, self.0.role), usize::MAX)
     }
 
     /// Queues what was not asked for. Errors: `queue_saturated` while more than `push_max` bytes
     /// wait for the peer (drop the frame and resynchronise later), `unavailable`.
-    pub fn push(&self, message: Message) -> Result<()> {
+    pub fn push(&self, message: impl Into<Outgoing>) -> Result<()> {
         let push_max = self.0.lock().limits.push_max;
-        self.0.queue(Frame::data(message, self.0.role), push_max).map(drop)
+        self.0.queue(Frame::data(message.into(), self.0.role), push_max).map(drop)
     }
 
     /// Sends what is queued, then a close frame (an empty one without a code), then ends.

@@ -41,17 +41,39 @@ impl Message {
     }
 }
 
-impl From<crate::wire::Frame> for Message {
-    fn from(frame: crate::wire::Frame) -> Message {
+/// A message to be sent: what is long need not stand behind its header in memory.
+pub struct Outgoing {
+    opcode: Data,
+    head: Bytes,
+    rest: Bytes,
+}
+
+impl From<Message> for Outgoing {
+    fn from(message: Message) -> Outgoing {
+        let (opcode, rest) = match message {
+            Message::Text(text) => (Data::Text, Bytes::from(text)),
+            Message::Binary(data) => (Data::Binary, data),
+        };
+        Outgoing { opcode, head: Bytes::new(), rest }
+    }
+}
+
+impl From<crate::wire::Frame> for Outgoing {
+    fn from(frame: crate::wire::Frame) -> Outgoing {
         match frame {
-            crate::wire::Frame::Text(text) => Message::text(text),
-            crate::wire::Frame::Binary(data) => Message::Binary(data),
+            crate::wire::Frame::Text(text) => Message::text(text).into(),
+            crate::wire::Frame::Binary { head, data } => {
+                Outgoing { opcode: Data::Binary, head, rest: data }
+            }
         }
     }
 }
 
 /// Payloads up to this many bytes are copied behind their header; longer ones are queued as they are.
 const COPY_MAX: usize = 16 << 10;
+
+/// Bytes that fit into the first cache of any processor.
+const MASKED_AT_ONCE: usize = 8 << 10;
 
 /// A control frame's payload limit (RFC 6455 section 5.5).
 const CONTROL_MAX: usize = 125;
@@ -69,32 +91,30 @@ pub(super) enum Role {
 /// Bytes ready to be queued: a frame, or the raw text of an HTTP answer.
 pub(super) struct Frame {
     header: ([u8; HEADER_MAX], usize),
+    /// Stands before the payload, and is copied.
+    head: Bytes,
     payload: Bytes,
-    /// To be applied to the copy of a short payload; a long one is masked already.
+    /// To be applied to what is copied; a long payload is masked already.
     mask: Option<[u8; 4]>,
 }
 
 impl Frame {
     /// Bytes that stand for themselves.
     pub fn raw(payload: Bytes) -> Frame {
-        Frame { header: ([0; HEADER_MAX], 0), payload, mask: None }
+        Frame { header: ([0; HEADER_MAX], 0), head: Bytes::new(), payload, mask: None }
     }
 
-    pub fn data(message: Message, role: Role) -> Frame {
-        let (opcode, payload) = match message {
-            Message::Text(text) => (Data::Text, Bytes::from(text)),
-            Message::Binary(data) => (Data::Binary, data),
-        };
-        Frame::new(OpCode::Data(opcode), payload, role)
+    pub fn data(message: Outgoing, role: Role) -> Frame {
+        Frame::new(OpCode::Data(message.opcode), message.head, message.rest, role)
     }
 
     pub fn ping(role: Role) -> Frame {
-        Frame::new(OpCode::Control(Control::Ping), Bytes::new(), role)
+        Frame::new(OpCode::Control(Control::Ping), Bytes::new(), Bytes::new(), role)
     }
 
     /// Answers a ping; `payload` is the ping's.
     pub fn pong(payload: Bytes, role: Role) -> Frame {
-        Frame::new(OpCode::Control(Control::Pong), payload, role)
+        Frame::new(OpCode::Control(Control::Pong), Bytes::new(), payload, role)
     }
 
     /// A close frame; without a code it is empty. A reason that does not fit is cut.
@@ -105,49 +125,60 @@ impl Frame {
             payload.extend_from_slice(&code.to_be_bytes());
             payload.extend_from_slice(&reason.as_bytes()[..end]);
         }
-        Frame::new(OpCode::Control(Control::Close), payload.into(), role)
+        Frame::new(OpCode::Control(Control::Close), Bytes::new(), payload.into(), role)
     }
 
-    fn new(opcode: OpCode, payload: Bytes, role: Role) -> Frame {
+    fn new(opcode: OpCode, head: Bytes, payload: Bytes, role: Role) -> Frame {
         let mask = (role == Role::Client).then(random_mask);
         let header = FrameHeader { opcode, mask, ..FrameHeader::default() };
         let mut bytes = [0; HEADER_MAX];
         let mut rest = &mut bytes[..];
-        header.format(payload.len() as u64, &mut rest).expect("no header is longer");
+        let len = head.len() + payload.len();
+        header.format(len as u64, &mut rest).expect("no header is longer");
         let used = HEADER_MAX - rest.len();
-        let mut frame = Frame { header: (bytes, used), payload, mask };
+        let mut frame = Frame { header: (bytes, used), head, payload, mask };
         if let Some(mask) = mask
             && frame.payload.len() > COPY_MAX
         {
-            // Nearly always nobody else holds it, and it is masked where it lies.
-            let mut masked =
-                frame.payload.try_into_mut().unwrap_or_else(|shared| shared[..].into());
-            apply_mask(&mut masked, mask);
-            (frame.payload, frame.mask) = (masked.freeze(), None);
+            frame.payload = masked(&frame.payload, mask, frame.head.len());
         }
         frame
     }
 
     pub fn len(&self) -> usize {
-        self.header.1 + self.payload.len()
+        self.header.1 + self.head.len() + self.payload.len()
     }
 
     /// Puts the frame behind `out`, or, where the payload is long, all but that, which it returns.
     pub fn append(self, out: &mut BytesMut) -> Option<Bytes> {
         out.extend_from_slice(&self.header.0[..self.header.1]);
-        if self.payload.len() > COPY_MAX {
-            return Some(self.payload);
-        }
         let start = out.len();
-        out.extend_from_slice(&self.payload);
-        if let Some(mask) = self.mask {
-            apply_mask(&mut out[start..], mask);
+        out.extend_from_slice(&self.head);
+        let is_long = self.payload.len() > COPY_MAX;
+        if !is_long {
+            out.extend_from_slice(&self.payload);
         }
-        None
+        if let Some(mask) = self.mask {
+            apply_mask(&mut out[start..], mask, 0);
+        }
+        is_long.then_some(self.payload)
     }
 }
 
-fn apply_mask(data: &mut [u8], mask: [u8; 4]) {
+/// A masked copy, made piece by piece while the piece is in the processor's cache.
+fn masked(data: &[u8], mask: [u8; 4], at: usize) -> Bytes {
+    let mut copy = BytesMut::with_capacity(data.len());
+    for piece in data.chunks(MASKED_AT_ONCE) {
+        let start = copy.len();
+        copy.extend_from_slice(piece);
+        apply_mask(&mut copy[start..], mask, at + start);
+    }
+    copy.freeze()
+}
+
+/// `at`: bytes of the message before `data`.
+fn apply_mask(data: &mut [u8], mut mask: [u8; 4], at: usize) {
+    mask.rotate_left(at % 4);
     let [a, b, c, d] = mask;
     let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
     let mut words = data.chunks_exact_mut(8);
@@ -198,7 +229,7 @@ mod tests {
             (65536, vec![0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0]),
         ] {
             let payload = vec![7u8; len];
-            let frame = joined(Frame::data(Message::binary(payload.clone()), Role::Server));
+            let frame = joined(Frame::data(Message::binary(payload.clone()).into(), Role::Server));
             assert_eq!(frame, [header, payload].concat());
         }
     }
@@ -207,12 +238,33 @@ mod tests {
     fn a_masked_frame_unmasks_to_its_payload() {
         for len in [0, 1, 7, 8, 9, 31, 125, COPY_MAX, COPY_MAX + 1] {
             let payload: Vec<u8> = (0..len).map(|n| n as u8).collect();
-            let frame = joined(Frame::data(Message::binary(payload.clone()), Role::Client));
+            let frame = joined(Frame::data(Message::binary(payload.clone()).into(), Role::Client));
             let start = frame.len() - len;
             let mask: [u8; 4] = frame[start - 4..start].try_into().unwrap();
             let mut body = frame[start..].to_vec();
             body.iter_mut().zip(mask.iter().cycle()).for_each(|(b, m)| *b ^= m);
             assert!(frame[1] & 0x80 != 0 && body == payload, "{len}");
+        }
+    }
+
+    #[test]
+    fn a_message_in_two_pieces_is_one_message() {
+        for (head, data) in [(1, 0), (5, 7), (18, COPY_MAX), (3, COPY_MAX + 1), (4, COPY_MAX + 9)] {
+            let bytes: Vec<u8> = (0..head + data).map(|n| n as u8).collect();
+            let (head, data) = bytes.split_at(head);
+            for role in [Role::Server, Role::Client] {
+                let pieces = crate::wire::Frame::Binary {
+                    head: head.to_vec().into(),
+                    data: data.to_vec().into(),
+                };
+                let mut frame = joined(Frame::data(pieces.into(), role));
+                let start = frame.len() - bytes.len();
+                if role == Role::Client {
+                    let mask: [u8; 4] = frame[start - 4..start].try_into().unwrap();
+                    apply_mask(&mut frame[start..], mask, 0);
+                }
+                assert!(frame[start..] == bytes[..]);
+            }
         }
     }
 

@@ -20,7 +20,7 @@ pub use control::Control;
 pub use dial::DialOptions;
 pub use head::{Head, Response};
 pub use listener::{CONNECTIONS_MAX, Listener, raise_open_files};
-pub use message::{Message, Text};
+pub use message::{Message, Outgoing, Text};
 pub use mux::{CallError, Inbound, Mux};
 pub use url::WsUrl;
 

@@ -1,7 +1,7 @@
 //! Many requests in flight on one connection: correlates replies with requests by a tag. It knows
 //! only where the tag stands in a message, and that from its user.
 
-use super::{Closed, Conn, DialOptions, Handler, Message, Net, WsUrl};
+use super::{Closed, Conn, DialOptions, Handler, Message, Net, Outgoing, WsUrl};
 use crate::base::{Cancel, Code, Deadline, Error, Notify, Result, Timer, TimerKey};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -111,9 +111,9 @@ impl Mux {
     /// Sends what `build` makes of a free tag, and waits for the reply; while too many requests
     /// are in flight, first for one of them to end. Errors: `unavailable` when the connection is
     /// lost, `timeout`, `cancelled`; a reply that comes later is dropped.
-    pub fn call(
+    pub fn call<M: Into<Outgoing>>(
         &self,
-        build: impl FnOnce(u32) -> Message,
+        build: impl FnOnce(u32) -> M,
         deadline: Deadline,
         cancel: &Cancel,
     ) -> Result<Message, CallError> {
@@ -127,7 +127,7 @@ impl Mux {
             }
         });
         let tag = self.reserve(done, deadline, cancel)?;
-        self.send(tag, build(tag))?;
+        self.send(tag, build(tag).into())?;
         let is_answered = || slot.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         if let Some(conn) = self.conn() {
             conn.lead(is_answered);
@@ -149,9 +149,9 @@ impl Mux {
     /// the connection ends, on the I/O, the timer or another caller's thread: it must not block. It is not called when
     /// this errs: `unavailable`, `queue_saturated` when too many are in flight. The tag is for
     /// [`Mux::abandon`].
-    pub fn start(
+    pub fn start<M: Into<Outgoing>>(
         &self,
-        build: impl FnOnce(u32) -> Message,
+        build: impl FnOnce(u32) -> M,
         deadline: Deadline,
         done: impl FnOnce(Result<Message, CallError>) + Send + 'static,
     ) -> Result<u32, CallError> {
@@ -170,7 +170,7 @@ impl Mux {
         if let Some(waiting) = self.0.lock().waiting.get_mut(&tag) {
             waiting.timer = Some(key);
         }
-        self.send(tag, build(tag))?;
+        self.send(tag, build(tag).into())?;
         Ok(tag)
     }
 
@@ -217,7 +217,7 @@ impl Mux {
         }
     }
 
-    fn send(&self, tag: u32, message: Message) -> Result<(), CallError> {
+    fn send(&self, tag: u32, message: Outgoing) -> Result<(), CallError> {
         let queued = match self.conn() {
             Some(conn) => conn.send_at(message),
             None => Err(Error::new(Code::Unavailable, "there is no connection yet")),

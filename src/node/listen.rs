@@ -86,7 +86,7 @@ struct WrongPath;
 impl Handler for WrongPath {
     fn open(&mut self, conn: &Conn) {
         let e = Error::invalid("invalid FS endpoint path");
-        let _ = conn.send(Failure::new(None, &e).encode().into());
+        let _ = conn.send(Failure::new(None, &e).encode());
         conn.close(None, "");
     }
 

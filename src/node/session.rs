@@ -209,7 +209,7 @@ impl Session {
     }
 
     pub(super) fn fail(&self, tag: Option<u32>, e: &Error, close: bool) {
-        let _ = self.conn.send(Failure::new(tag, e).encode().into());
+        let _ = self.conn.send(Failure::new(tag, e).encode());
         if close {
             self.conn.close(None, "");
         }
@@ -232,7 +232,7 @@ impl Session {
             self.conn.set_limits(self.limits);
             self.watch(ready.exports());
         }
-        let _ = self.conn.send(Reply::Hello(reply).encode(Op::Hello, tag, false).into());
+        let _ = self.conn.send(Reply::Hello(reply).encode(Op::Hello, tag, false));
     }
 
     /// What the hello comes to, and whether it is the connection's first. Files that are open stay open: a
@@ -367,7 +367,7 @@ impl Session {
             Ok(reply) => reply.encode(op, tag, bin),
             Err(e) => Failure::new(tag, e).encode(),
         };
-        let _ = self.conn.send(frame.into());
+        let _ = self.conn.send(frame);
     }
 
     /// A request has been answered.

@@ -18,7 +18,11 @@ use bytes::Bytes;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
     Text(String),
-    Binary(Bytes),
+    /// One message: what stands before the data, and the data, which is not copied behind it.
+    Binary {
+        head: Bytes,
+        data: Bytes,
+    },
 }
 
 /// Most bytes of file data in one READ reply or WRITE request.

@@ -119,7 +119,7 @@ impl Handler for End {
     fn open(&mut self, conn: &Conn) {
         let call = Call::Hello(self.hello.clone());
         let request = Request::new(HELLO_TAG, call);
-        let _ = conn.send(request.encode(false).into());
+        let _ = conn.send(request.encode(false));
     }
 
     fn message(&mut self, conn: &Conn, message: Message) {

@@ -56,7 +56,7 @@ pub fn say_hello(mux: Mux, hello: Hello, deadline: Deadline) -> Result<Link> {
     let hello = Hello { subscribe_invalidations: true, ..hello };
     let call = |call: Call| -> Result<Reply> {
         let op = call.op();
-        let build = |tag| Message::from(Request::new(tag, call).encode(false));
+        let build = |tag| Request::new(tag, call).encode(false);
         read(op, &mux.call(build, deadline, &Cancel::new())?)
     };
     let reply = call(Call::Hello(hello)).context("hello")?;

@@ -241,7 +241,7 @@ impl Remote {
             }
         };
         let call = Call::Read { h, off: offset, len: len.min(link.caps.max_read) };
-        let build = |tag| Message::from(Request::new(tag, call).encode(link.ext.bin));
+        let build = |tag| Request::new(tag, call).encode(link.ext.bin);
         let tag = link.mux.start(build, Deadline::never(), done)?;
         Ok(Pending { offset, len, epoch: link.epoch, tag, answer, answered, _place: place })
     }
@@ -308,8 +308,7 @@ impl Remote {
             return Ok(());
         }
         if file.kind == FileKind::Plain && !file.is_locked() {
-            let build =
-                |tag| Message::from(Request::new(tag, Call::Close { h }).encode(link.ext.bin));
+            let build = |tag| Request::new(tag, Call::Close { h }).encode(link.ext.bin);
             if link.mux.start(build, cx.deadline, drop).is_ok() {
                 return Ok(());
             }

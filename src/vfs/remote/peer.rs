@@ -335,7 +335,7 @@ impl Peer {
     /// does not answer a question that costs it nothing either. Does not wait.
     pub fn doubt(self: &Arc<Peer>, link: &Arc<Link>) {
         let (peer, doubted) = (Arc::downgrade(self), Arc::downgrade(link));
-        let build = |tag| Message::from(Request::new(tag, Call::Exports).encode(false));
+        let build = |tag| Request::new(tag, Call::Exports).encode(false);
         let asked = link.mux.start(build, Deadline::after_ms(PROBE_MS), move |reply| {
             if reply.is_err()
                 && let (Some(peer), Some(link)) = (peer.upgrade(), doubted.upgrade())
@@ -432,7 +432,7 @@ impl Link {
         cancel: &Cancel,
     ) -> Result<Reply, CallError> {
         let (op, bin) = (call.op(), self.ext.bin);
-        let build = |tag| Message::from(Request { tag: Some(tag), call, slot }.encode(bin));
+        let build = |tag| Request { tag: Some(tag), call, slot }.encode(bin);
         let message = self.mux.call(build, deadline, cancel)?;
         self.answered_ms.store(now_ms(), Ordering::Relaxed);
         read(op, &message).map_err(|error| CallError { error, sent: true })

@@ -34,8 +34,8 @@ pub struct Head {
     pub tag: u32,
 }
 
-pub(super) fn encode_bin(head: Head, meta: &str, data: &[u8]) -> Bytes {
-    let mut b = BytesMut::with_capacity(BIN_HEADER + meta.len() + data.len());
+pub(super) fn encode_bin(head: Head, meta: &str, data: &Bytes) -> Frame {
+    let mut b = BytesMut::with_capacity(BIN_HEADER + meta.len());
     b.put_u8(BIN_VERSION);
     b.put_u8(match head.kind {
         BinKind::Request => 0,
@@ -46,8 +46,7 @@ pub(super) fn encode_bin(head: Head, meta: &str, data: &[u8]) -> Bytes {
     b.put_u32_le(meta.len() as u32);
     b.put_u32_le(data.len() as u32);
     b.put_slice(meta.as_bytes());
-    b.put_slice(data);
-    b.freeze()
+    Frame::Binary { head: b.freeze(), data: data.clone() }
 }
 
 /// Splits a binary message; meta and data are slices of it. Errors: EINVAL.
@@ -81,11 +80,4 @@ pub fn decode_bin(frame: &Bytes) -> Result<(Head, Bytes, Bytes)> {
 pub fn frame_tag(frame: &Bytes) -> Option<u32> {
     let word = frame.get(TAG_AT..TAG_AT + 4)?;
     (frame.len() >= BIN_HEADER).then(|| u32::from_le_bytes([word[0], word[1], word[2], word[3]]))
-}
-
-/// The same binary frame under another tag, for a relay.
-pub fn retag(frame: &Bytes, tag: u32) -> Frame {
-    let mut b = BytesMut::from(&frame[..]);
-    b[TAG_AT..TAG_AT + 4].copy_from_slice(&tag.to_le_bytes());
-    Frame::Binary(b.freeze())
 }

@@ -9,7 +9,7 @@ mod hello;
 mod reply;
 mod request;
 
-pub use bin::{BIN_HEADER, BIN_VERSION, BinKind, Head, decode_bin, frame_tag, retag};
+pub use bin::{BIN_HEADER, BIN_VERSION, BinKind, Head, decode_bin, frame_tag};
 pub use event::Event;
 pub use hello::{Binding, Caps, Ext, Hello, HelloReply, PROTO, PROTOCOL};
 pub use reply::{

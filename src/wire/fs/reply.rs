@@ -170,7 +170,7 @@ impl Reply {
         if let (Reply::Data { bytes, eof }, true) = (self, bin) {
             let meta = Object::new().put("eof", eof).finish();
             let head = Head { kind: BinKind::Reply, op, tag: tag.unwrap_or(0) };
-            return Frame::Binary(encode_bin(head, &meta, bytes));
+            return encode_bin(head, &meta, bytes);
         }
         let o = Object::new()
             .put("channel", "acheron")

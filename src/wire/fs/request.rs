@@ -287,7 +287,7 @@ impl Request {
             let meta = Slot::put(self.slot, Object::new().put("h", h));
             let meta = meta.object("payload", Object::new().put("off", off)).finish();
             let head = Head { kind: BinKind::Request, op, tag: self.tag.unwrap_or(0) };
-            return Frame::Binary(encode_bin(head, &meta, data));
+            return encode_bin(head, &meta, data);
         }
         let payload = self.call.payload();
         let o = Object::with_capacity(160)
