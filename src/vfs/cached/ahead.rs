@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Asked for at a time.
-const PIECE: u32 = 1 << 20;
+const PIECE: u32 = 512 << 10;
 /// How far ahead, at first and at most.
 const WINDOW: (u64, u64) = (512 << 10, 8 << 20);
 /// A reader that comes this far from where the last read ended still reads in order: the kernel asks

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A write is sent when it has grown to this, if nobody asks earlier.
-const SEGMENT: usize = 1 << 20;
+const SEGMENT: usize = 512 << 10;
 /// A write is sent after this, if nobody asks earlier.
 const SWEEP: Duration = Duration::from_millis(200);
 /// Writes of one file on their way at a time.
