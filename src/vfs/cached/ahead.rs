@@ -15,7 +15,8 @@ const PIECE: u32 = 512 << 10;
 /// How far ahead, at first and at most.
 const WINDOW: (u64, u64) = (512 << 10, 8 << 20);
 /// A reader that comes this far from where the last read ended still reads in order: the kernel asks
-/// for several pieces at once, and not always the first one first.
+/// for several pieces at once, and not always the first one first. In reads, and in bytes.
+const SLACK_READS: u64 = 16;
 const SLACK: u64 = 2 << 20;
 
 /// Bytes asked for ahead, over all files.
@@ -122,7 +123,8 @@ impl Ahead {
                 s.restart();
                 s.edition = edition;
             }
-            let near = offset + SLACK >= s.next && offset <= s.next + SLACK;
+            let slack = SLACK.min(SLACK_READS * u64::from(len));
+            let near = offset.saturating_add(slack) >= s.next && offset <= s.next + slack;
             if !near {
                 s.restart();
             }
