@@ -29,6 +29,8 @@ struct Seated {
     due: Option<Instant>,
     /// A caller reads.
     led: bool,
+    /// It has left its thread; who still reads stops.
+    gone: bool,
 }
 
 /// What the I/O thread has to do for a connection after a turn.
@@ -54,7 +56,8 @@ impl Seat {
         }
         let fate = connection.begin(now);
         let shared = connection.shared.clone();
-        let seated = Seated { connection, wanted: asked, asked, due: None, led: false };
+        let seated =
+            Seated { connection, wanted: asked, asked, due: None, led: false, gone: false };
         let seat = Arc::new(Seat { state: Mutex::new(seated), polling: Polling::default() });
         shared.sit(&seat);
         let next = seat.lock().settle(fate);
@@ -85,6 +88,7 @@ impl Seat {
     /// The connection leaves its thread.
     pub fn leave(&self, reason: Closed) {
         let mut s = self.lock();
+        s.gone = true;
         let _ = s.connection.shared.port.epoll.delete(&*s.connection.transport);
         s.connection.finish(reason);
     }
@@ -94,7 +98,7 @@ impl Seat {
     pub fn lead(&self, sleeps: bool, done: impl Fn() -> bool) {
         let until = Instant::now() + LEAD;
         let Ok(mut s) = self.state.try_lock() else { return };
-        if std::mem::replace(&mut s.led, true) {
+        if s.gone || std::mem::replace(&mut s.led, true) {
             return;
         }
         s.connection.shared.port.led.fetch_add(1, Ordering::Relaxed);
@@ -114,6 +118,9 @@ impl Seat {
                 let _ = transport.wait(PollFlags::POLLIN, Deadline::after(left));
             }
             let mut s = self.lock();
+            if s.gone {
+                return;
+            }
             let ready = Ready { readable: true, ..Ready::default() };
             let fate = s.connection.turn(ready, Instant::now());
             if !matches!(s.apply(fate), Next::Keep { due: None, again: false }) {
@@ -165,7 +172,7 @@ impl Seated {
     fn ask(&mut self) {
         let mut interest = self.wanted;
         interest.set(EpollFlags::EPOLLIN, self.wanted.contains(EpollFlags::EPOLLIN) && !self.led);
-        if interest == self.asked {
+        if interest == self.asked || self.gone {
             return;
         }
         self.asked = interest;
