@@ -113,13 +113,14 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     let registry = Registry::new(&config.runtime);
     let runtime = Runtime::start(options, db.clone(), timer.clone(), registry)?;
     let world = World { plane: plane.clone(), runtime: runtime.clone() }.tree()?;
+    let pool = Pool::start("files", FILE_THREADS, QUEUE_MAX)?;
     let tunnels = Arc::new(tunnel::Tunnels::default());
-    let nodes = Arc::new(nodes::Nodes::new(net.clone(), plane.clone(), tunnels.clone()));
+    let (of_net, of_plane) = (net.clone(), plane.clone());
+    let nodes = Arc::new(nodes::Nodes::new(of_net, of_plane, tunnels.clone(), pool.clone()));
     let trees = Arc::new(trees::Trees::new(plane.clone(), nodes.clone(), world));
     let for_agents = trees.clone();
     runtime.bind_trees(Arc::new(move |who| for_agents.for_who(who)));
 
-    let pool = Pool::start("files", FILE_THREADS, QUEUE_MAX)?;
     let gateway = Arc::new(Gateway {
         control: Context { plane, agents: runtime.clone(), scopes: Scopes::from_env() },
         control_pool: Pool::start("control", CONTROL_THREADS, QUEUE_MAX)?,

@@ -1,31 +1,36 @@
 //! The gateway's way to its nodes: over the tunnel that a node has opened, else by dialling the URL that
 //! it gave. One connection and one tree per export serve everybody.
 
+use super::routed::Relayed;
 use super::tunnel::Tunnels;
-use crate::base::{Code, Deadline, Error, Result};
+use crate::base::{Code, Deadline, Error, Pool, Result};
 use crate::control::Plane;
 use crate::net::{Net, WsUrl};
-use crate::vfs::remote::{Connector, Dial, Hooks, Link, Peer, Remote, SILENCE, say_hello};
-use crate::wire::fs::{Ext, Hello};
+use crate::vfs::remote::{Connector, Dial, Hooks, Link, Peer, Remote, SILENCE, Which, say_hello};
+use crate::wire::fs::{Event, Ext, Hello};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 pub struct Nodes {
     net: Arc<Net>,
     plane: Arc<Plane>,
     tunnels: Arc<Tunnels>,
+    pool: Arc<Pool>,
     known: Mutex<HashMap<String, Known>>,
 }
 
 struct Known {
     peer: Arc<Peer>,
-    /// By export name; `None` is the node's first.
-    trees: HashMap<Option<String>, Arc<Remote>>,
+    /// Those in use.
+    trees: HashMap<Which, Weak<Remote>>,
+    /// For those who come for this node alone.
+    relayed: Option<Arc<Relayed>>,
 }
 
 impl Nodes {
-    pub fn new(net: Arc<Net>, plane: Arc<Plane>, tunnels: Arc<Tunnels>) -> Nodes {
-        Nodes { net, plane, tunnels, known: Mutex::default() }
+    /// `pool`: where exports that have come and gone are asked for.
+    pub fn new(net: Arc<Net>, plane: Arc<Plane>, tunnels: Arc<Tunnels>, pool: Arc<Pool>) -> Nodes {
+        Nodes { net, plane, tunnels, pool, known: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Known>> {
@@ -41,7 +46,7 @@ impl Nodes {
                 plane: self.plane.clone(),
                 tunnels: self.tunnels.clone(),
             };
-            Known { peer: Peer::new(Arc::new(way)), trees: HashMap::new() }
+            Known { peer: Peer::new(Arc::new(way)), trees: HashMap::new(), relayed: None }
         });
         f(entry)
     }
@@ -51,12 +56,36 @@ impl Nodes {
     }
 
     /// The tree of an export, whether or not the node can be reached now.
-    pub fn tree(&self, node_id: &str, export: Option<&str>) -> Arc<Remote> {
+    pub fn tree(&self, node_id: &str, which: Which) -> Arc<Remote> {
         self.with(node_id, |known| {
-            let peer = known.peer.clone();
-            let export = export.map(str::to_owned);
-            known.trees.entry(export.clone()).or_insert_with(|| Remote::new(peer, export)).clone()
+            if let Some(tree) = known.trees.get(&which).and_then(Weak::upgrade) {
+                return tree;
+            }
+            let tree = Remote::of(known.peer.clone(), which.clone());
+            known.trees.retain(|_, tree| tree.strong_count() > 0);
+            known.trees.insert(which, Arc::downgrade(&tree));
+            tree
         })
+    }
+
+    /// What its own clients find of a node.
+    pub fn relayed(self: &Arc<Nodes>, node_id: &str) -> Arc<Relayed> {
+        let (there, peer) = self.with(node_id, |k| (k.relayed.clone(), k.peer.clone()));
+        there.unwrap_or_else(|| {
+            let new = Relayed::new(self, node_id, peer, self.pool.clone());
+            self.with(node_id, |known| known.relayed.get_or_insert(new).clone())
+        })
+    }
+
+    /// A node has told the control plane of other services. Ours has told its clients, too; after the
+    /// reload of an old one nothing is what it was (spec: fs 14.4).
+    pub fn catalogue_changed(&self, node_id: &str) {
+        let peer = self.lock().get(node_id).map(|known| known.peer.clone());
+        if let Some(peer) = peer
+            && peer.connected().is_some_and(|link| !link.is_ours())
+        {
+            peer.heard(&Event::Resync);
+        }
     }
 
     /// A node has come (back): the next call tries at once.

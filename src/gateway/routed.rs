@@ -3,13 +3,15 @@
 //! disconnected by itself.
 
 use super::Gateway;
-use crate::base::{Cancel, Code, Deadline, Error, Result, id};
+use super::nodes::Nodes;
+use crate::base::{Cancel, Code, Deadline, Error, Pool, Result, id};
 use crate::node::{Door, Entry, Export, Exports};
-use crate::vfs::Who;
-use crate::wire::fs::Hello;
-use std::sync::Arc;
+use crate::vfs::remote::{Link, Peer, Which};
+use crate::vfs::{Watch, Who};
+use crate::wire::fs::{self, Event, Hello};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-/// Time to reach the node for a hello.
+/// Time to reach the node for a hello, or to ask it for its exports.
 const REACH_MS: u64 = 10_000;
 
 pub struct RoutedDoor {
@@ -35,20 +37,100 @@ impl Door for RoutedDoor {
         if !known {
             return Err(Error::new(Code::Eperm, "AuthFailed"));
         }
-        let peer = self.gateway.nodes.peer(&self.node_id);
-        let link = peer
-            .link(Deadline::after_ms(REACH_MS), &Cancel::new())
+        let relayed = self.gateway.nodes.relayed(&self.node_id);
+        let link = relayed
+            .refresh()
             .map_err(|e| Error::new(Code::Eio, format!("node tunnel is unavailable: {e}")))?;
-        let export = |e: &crate::wire::fs::Export| Export {
+        let who = Who { principal: "node-client".into(), ..Who::default() };
+        Ok(Entry { exports: relayed.exports.clone(), who, name: link.name.clone() })
+    }
+}
+
+/// What a node exports, as all its clients find it here. Once somebody came for it, it follows the node:
+/// what comes and goes there does so here, and what stays is not touched.
+pub struct Relayed {
+    node_id: String,
+    nodes: Weak<Nodes>,
+    peer: Arc<Peer>,
+    exports: Arc<Exports>,
+    /// What of the node stands in `exports`. One brings it up to date at a time.
+    shown: Mutex<Vec<fs::Export>>,
+    listens: OnceLock<Watch>,
+}
+
+impl Relayed {
+    pub fn new(
+        nodes: &Arc<Nodes>,
+        node_id: &str,
+        peer: Arc<Peer>,
+        pool: Arc<Pool>,
+    ) -> Arc<Relayed> {
+        let relayed = Arc::new(Relayed {
+            node_id: node_id.to_owned(),
+            nodes: Arc::downgrade(nodes),
+            peer: peer.clone(),
+            exports: Arc::default(),
+            shown: Mutex::default(),
+            listens: OnceLock::new(),
+        });
+        let weak = Arc::downgrade(&relayed);
+        let listener = move |event: Option<&Event>| {
+            let relayed = weak.upgrade().filter(|r| is_news(&r.peer, event));
+            let follow = relayed.map(|r| pool.submit(move || r.follow()));
+            if let Some(Err(e)) = follow {
+                log::warn!("the exports of a node may be out of date until its next client: {e}");
+            }
+        };
+        relayed.listens.get_or_init(|| peer.watch(Arc::new(listener)));
+        relayed
+    }
+
+    fn follow(&self) {
+        if let Err(e) = self.refresh() {
+            log::debug!("{}: {e}", self.node_id);
+        }
+    }
+
+    /// Brings the table up to date. Errors: as [`Peer::link`]; `usage` for what cannot be a table.
+    fn refresh(&self) -> Result<Arc<Link>> {
+        let (deadline, cancel) = (Deadline::after_ms(REACH_MS), Cancel::new());
+        let link = self.peer.link(deadline, &cancel)?;
+        self.peer.exports(&link, deadline, &cancel)?;
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody waits for the node here, and who comes later finds nothing older.
+        let now = link.exports();
+        let missing = |list: &[fs::Export], e: &fs::Export| !list.iter().any(|x| is_same(x, e));
+        let gone = shown.iter().filter(|e| missing(&now, e)).map(|e| e.name.clone());
+        let gone: Vec<_> = gone.collect();
+        let new: Vec<_> = now.iter().filter(|e| missing(&shown, e)).collect();
+        if gone.is_empty() && new.is_empty() {
+            return Ok(link);
+        }
+        let nodes = self.nodes.upgrade().ok_or_else(|| Error::new(Code::Eio, "shutting down"))?;
+        let export = |e: &&fs::Export| Export {
             name: e.name.clone(),
-            tree: self.gateway.nodes.tree(&self.node_id, Some(&e.name)),
+            tree: nodes.tree(&self.node_id, Which::Named(e.name.clone())),
             ro: e.ro,
             desc: e.desc.clone(),
             source_kind: e.source_kind.clone(),
             source_id: e.source_id.clone(),
         };
-        let exports = Arc::new(Exports::new(link.exports.iter().map(export).collect())?);
-        let who = Who { principal: "node-client".into(), ..Who::default() };
-        Ok(Entry { exports, who, name: link.name.clone() })
+        self.exports.change(&gone, new.iter().map(export).collect())?;
+        *shown = now.to_vec();
+        Ok(link)
     }
+}
+
+/// Whether the node may export something else now.
+fn is_news(peer: &Peer, event: Option<&Event>) -> bool {
+    match event {
+        None => peer.connected().is_some(),
+        Some(event) => *event == Event::Resync,
+    }
+}
+
+/// True for what its clients cannot tell apart: ids on the wire to the node are not theirs.
+fn is_same(a: &fs::Export, b: &fs::Export) -> bool {
+    let told = |e: &fs::Export| (e.name.clone(), e.ro, e.desc.clone(), e.source_id.clone());
+    told(a) == told(b) && a.source_kind == b.source_kind
 }

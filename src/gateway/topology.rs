@@ -10,6 +10,7 @@ use crate::control::{Plane, workspace};
 use crate::net::{Conn, Message};
 use crate::wire::Object;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
@@ -18,16 +19,18 @@ const CATEGORY: &str = "control.workspace_topology";
 #[derive(Default)]
 pub struct Topology {
     /// At most one for each connection.
-    subscribers: Mutex<Vec<Subscriber>>,
+    subscribers: Mutex<Vec<Arc<Subscriber>>>,
 }
 
 struct Subscriber {
     client: Weak<Shared>,
     conn: Conn,
+    /// Events told since it subscribed.
+    told: AtomicU64,
 }
 
 impl Topology {
-    fn subscribers(&self) -> MutexGuard<'_, Vec<Subscriber>> {
+    fn subscribers(&self) -> MutexGuard<'_, Vec<Arc<Subscriber>>> {
         self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -35,7 +38,8 @@ impl Topology {
     pub fn subscribe(&self, client: &Arc<Shared>, conn: &Conn) {
         let mut all = self.subscribers();
         all.retain(|s| s.client.strong_count() > 0 && s.conn.id() != conn.id());
-        all.push(Subscriber { client: Arc::downgrade(client), conn: conn.clone() });
+        let (client, conn) = (Arc::downgrade(client), conn.clone());
+        all.push(Arc::new(Subscriber { client, conn, told: AtomicU64::new(0) }));
     }
 
     pub fn unsubscribe(&self, conn: &Conn) {
@@ -65,43 +69,43 @@ impl Topology {
     }
 
     fn tell(&self, state: &State, project: &Project, reason: &str) {
-        let subscribers: Vec<_> =
-            self.subscribers().iter().map(|s| (s.client.clone(), s.conn.clone())).collect();
-        for (client, conn) in subscribers {
-            let Some(client) = client.upgrade() else { continue };
-            if client.sees(state, project)
-                && conn.push(Message::text(event(project, reason))).is_err()
-            {
-                conn.close(Some(1013), "too slow for what was subscribed; subscribe again");
+        let subscribers = self.subscribers().clone();
+        for s in subscribers {
+            let Some(client) = s.client.upgrade() else { continue };
+            if !client.sees(state, project) {
+                continue;
+            }
+            let seq = s.told.fetch_add(1, Ordering::Relaxed) + 1;
+            if s.conn.push(Message::text(event(project, reason, seq))).is_err() {
+                s.conn.close(Some(1013), "too slow for what was subscribed; subscribe again");
             }
         }
     }
 }
 
-fn event(project: &Project, reason: &str) -> String {
+fn event(project: &Project, reason: &str, seq: u64) -> String {
     let payload = Object::new()
         .put("event", "workspace_topology_changed")
         .put("reason", reason)
         .put("project_id", project.id())
         .put("ts_ms", now_ms());
-    frame("workspace-topology", CATEGORY, payload)
+    frame("workspace-topology", CATEGORY, payload).put("seq", seq).finish()
 }
 
 /// What old clients wait for after `debug_subscribe`: an event that names their request (spec: fs 18).
 pub fn acknowledgement(request: &str) -> Message {
     let payload = Object::new().put("enabled", true);
-    Message::text(frame(request, "control.debug_subscribe", payload))
+    Message::text(frame(request, "control.debug_subscribe", payload).finish())
 }
 
 /// `debug.event` frames have no `channel` (spec: control 9.2).
-fn frame(request: &str, category: &str, payload: Object) -> String {
+fn frame(request: &str, category: &str, payload: Object) -> Object {
     Object::new()
         .put("type", "debug.event")
         .put("request", request)
         .put("category", category)
         .object("payload", payload)
         .put("timestamp", now_ms())
-        .finish()
 }
 
 /// What workspaces depend on, at one moment.

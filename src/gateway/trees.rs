@@ -1,13 +1,28 @@
-//! The tree that a session sees: the world, with the files of nodes and the mounts of its project laid
-//! over it. When nodes or projects change, the trees that are in use are laid out anew, in place.
+//! The tree that a session sees: the world, with the files and services of nodes and the mounts of its
+//! project laid over it. When nodes or projects change, the trees that are in use are laid out anew, in place.
 
 use super::nodes::Nodes;
-use crate::base::{Cancel, Deadline, Result, ResultExt, TreePath};
+use crate::base::{Cancel, Deadline, Name, Result, ResultExt, TreePath};
 use crate::control::Plane;
-use crate::control::state::{MOTHER, Project, State};
+use crate::control::policy::Asker;
+use crate::control::state::{MOTHER, Node, Project, Service, State};
+use crate::vfs::remote::Which;
 use crate::vfs::{Bind, Member, MountPoint, NodeId, Tree, Union, Who};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
+
+/// Files of a service that do not tell what the catalogue tells.
+const ALIASES: [&str; 8] = [
+    "control",
+    "status.json",
+    "result.json",
+    "last_error.txt",
+    "metrics.json",
+    "health.json",
+    "config.json",
+    "TEMPLATE.json",
+];
 
 pub struct Trees {
     plane: Arc<Plane>,
@@ -37,18 +52,56 @@ impl Trees {
         let world = Member { name: "world".into(), tree: self.world.clone(), root: NodeId::ROOT };
         let mut mounts = vec![MountPoint { path: TreePath::root(), members: vec![world] }];
         let sees_all = who.admin || who.agent_id == MOTHER;
+        let mut aliases = Vec::new();
         for node in state.nodes.values() {
             let id = node.id();
             let mounted = project.is_some_and(|p| p.mounts.iter().any(|m| m.node_id == id));
-            if (sees_all || mounted)
-                && let Ok(path) = TreePath::parse(format!("/nodes/{id}/fs"))
-            {
-                let member = self.member(&id, None);
-                mounts.push(MountPoint { path, members: vec![member] });
+            if sees_all || mounted {
+                aliases.extend(self.node(state, node, who, &mut mounts));
             }
         }
-        let binds = project.map(|p| self.project(p, &mut mounts)).unwrap_or_default();
+        let mut binds = project.map(|p| self.project(p, &mut mounts)).unwrap_or_default();
+        // What the project has put there itself stays.
+        let taken: HashSet<_> =
+            mounts.iter().map(|m| &m.path).chain(binds.iter().map(|b| &b.path)).cloned().collect();
+        binds.extend(aliases.into_iter().filter(|alias| !taken.contains(&alias.path)));
         (mounts, binds)
+    }
+
+    /// Lays out a node: its files, and each of its services that the caller may use where that stands.
+    /// Returns under which names in the catalogue's directory the services are found again.
+    fn node(
+        &self,
+        state: &State,
+        node: &Node,
+        who: &Who,
+        mounts: &mut Vec<MountPoint>,
+    ) -> Vec<Bind> {
+        let (id, mut taken, mut aliases) = (node.id(), HashSet::new(), Vec::new());
+        let mut mount = |path: TreePath, name: String, which: Which| {
+            // Of two that want one place the first has it.
+            if taken.insert(path.clone()) {
+                let tree = self.nodes.tree(&id, which);
+                let members = vec![Member { name, tree, root: NodeId::ROOT }];
+                mounts.push(MountPoint { path, members });
+            }
+        };
+        if let Some(path) = node.shows_files().then(|| TreePath::parse(format!("/nodes/{id}/fs"))) {
+            path.into_iter().for_each(|path| mount(path, id.clone(), Which::Files));
+        }
+        let asker = who_asks(who);
+        for service in node.services.iter().filter(|s| s.runs() && s.has_a_name()) {
+            if !service.admits(state, who.project_id.as_deref(), asker) {
+                continue;
+            }
+            let paths = service.paths(&id);
+            aliases.extend(paths.first().into_iter().flat_map(|at| aliases_of(&id, service, at)));
+            for path in paths {
+                let which = Which::Service(service.service_id.clone());
+                mount(path, format!("{id}:{}", service.service_id), which);
+            }
+        }
+        aliases
     }
 
     fn project(&self, project: &Project, mounts: &mut Vec<MountPoint>) -> Vec<Bind> {
@@ -58,7 +111,10 @@ impl Trees {
                 log::warn!("{}: a mount at / would hide the namespace; left out", project.id());
                 continue;
             }
-            let member = self.member(&m.node_id, Some(&m.export_name));
+            let which = Which::Named(m.export_name.clone());
+            let tree = self.nodes.tree(&m.node_id, which);
+            let name = format!("{}:{}", m.node_id, m.export_name);
+            let member = Member { name, tree, root: NodeId::ROOT };
             match mounts.iter_mut().find(|mount| mount.path == path) {
                 Some(group) => group.members.push(member),
                 None => mounts.push(MountPoint { path, members: vec![member] }),
@@ -71,14 +127,6 @@ impl Trees {
             })
         };
         project.binds.iter().filter_map(bind).collect()
-    }
-
-    fn member(&self, node_id: &str, export: Option<&str>) -> Member {
-        let name = match export {
-            Some(export) => format!("{node_id}:{export}"),
-            None => node_id.to_owned(),
-        };
-        Member { name, tree: self.nodes.tree(node_id, export), root: NodeId::ROOT }
     }
 
     /// Lays out anew all trees in use.
@@ -104,10 +152,11 @@ impl Trees {
             loop {
                 let seen = trees.plane.changed().seen();
                 let now = Topology::of(&trees.plane.state());
+                now.catalogues_changed(&shown).for_each(|id| trees.nodes.catalogue_changed(&id));
                 if !now.is_same(&shown) {
                     trees.refresh();
-                    shown = now;
                 }
+                shown = now;
                 let wait = trees.plane.changed().wait(seen, Deadline::never());
                 if wait.block(Deadline::never(), &stop).is_err() {
                     return;
@@ -118,22 +167,48 @@ impl Trees {
     }
 }
 
+fn who_asks(who: &Who) -> Asker<'_> {
+    let token = who.project_token.as_deref();
+    Asker { admin: who.admin, agent_id: Some(&who.agent_id), token }
+}
+
+/// Where the files of a service that stands at `at` are found beside what the catalogue says of it
+/// (spec: namespace 9.6).
+fn aliases_of(node_id: &str, service: &Service, at: &TreePath) -> impl Iterator<Item = Bind> {
+    let place = format!("/nodes/{node_id}/services/{}", service.service_id);
+    ALIASES.iter().filter_map(move |name| {
+        let (path, name) =
+            (TreePath::parse(format!("{place}/{name}")).ok()?, Name::text(name).ok()?);
+        Some(Bind { path, target: at.join(name) })
+    })
+}
+
 /// What layouts depend on.
 struct Topology {
-    nodes: Vec<u64>,
+    nodes: BTreeMap<u64, Arc<Node>>,
     projects: Vec<Arc<Project>>,
 }
 
 impl Topology {
     fn of(state: &State) -> Topology {
-        let nodes = state.nodes.keys().copied().collect();
+        let nodes = state.nodes.clone();
         Topology { nodes, projects: state.projects.values().cloned().collect() }
+    }
+
+    /// The nodes that have other services than in `old`, where they were known.
+    fn catalogues_changed(&self, old: &Topology) -> impl Iterator<Item = String> {
+        // One that has not changed is the very same value.
+        let differ = |a: &Arc<Node>, b: &Arc<Node>| !Arc::ptr_eq(a, b) && a.services != b.services;
+        let known =
+            self.nodes.iter().filter_map(|(number, node)| Some((node, old.nodes.get(number)?)));
+        known.filter(move |(now, old)| differ(now, old)).map(|(node, _)| node.id())
     }
 
     /// A project that has not changed is the very same value.
     fn is_same(&self, other: &Topology) -> bool {
         let mut pairs = self.projects.iter().zip(&other.projects);
-        self.nodes == other.nodes
+        self.nodes.keys().eq(other.nodes.keys())
+            && self.catalogues_changed(other).next().is_none()
             && self.projects.len() == other.projects.len()
             && pairs.all(|(a, b)| Arc::ptr_eq(a, b))
     }

@@ -1,17 +1,21 @@
-//! `/nodes`: every node that has joined, with what it says of itself (spec: namespace 9). Its files,
-//! `/nodes/<id>/fs`, are a tree of their own that the gateway lays over this one.
+//! `/nodes`: every node that has joined, with what it says of itself and its services (spec: namespace 9).
+//! Its files, `/nodes/<id>/fs`, and the files of services are trees of their own that the gateway lays over
+//! this one.
 
 use super::{World, described, document};
-use crate::base::{Result, now_ms};
-use crate::control::state::Node;
-use crate::vfs::synthetic::{Item, dir, listing};
+use crate::base::{Code, Error, Result, now_ms};
+use crate::control::policy::Asker;
+use crate::control::state::{Node, Service, State};
+use crate::vfs::Cx;
+use crate::vfs::synthetic::{Item, dir, listing, text};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
 pub(super) fn place(world: &World) -> Item {
     let about = described(
         "Nodes",
-        "The machines of this network. `<node_id>/fs` holds the directories that a node exports.",
+        "The machines of this network. `<node_id>/fs` holds the directory that a node exports, \
+         `<node_id>/services` says what it runs.",
         json!({"kind": "collection", "entries": "node directories",
                "shape": "/nodes/<node_id>/{services,fs,camera,screen,user,terminal}"}),
         super::read_only(),
@@ -35,13 +39,14 @@ pub(super) fn place(world: &World) -> Item {
 fn node(world: &World, node: &Arc<Node>) -> Item {
     let mut entries = described(
         &node.id(),
-        "What this node is and offers; its exported directories are in `fs`.",
+        "What this node is and offers. Its exported directories are in `fs`, each of its services stands \
+         where `services` says.",
         json!({"kind": "node", "children": "services + mount roots"}),
-        json!({"fs": true, "camera": false, "screen": false, "user": false, "terminal": false}),
+        capabilities(node),
     );
     entries.push(("NODE.json".into(), about(world, node, described_node)));
     entries.push(("STATUS.json".into(), about(world, node, status)));
-    entries.push(("services".into(), dir([("SERVICES.json", about(world, node, services))])));
+    entries.push(("services".into(), services(world, &node.id())));
     dir(entries)
 }
 
@@ -49,6 +54,13 @@ fn node(world: &World, node: &Arc<Node>) -> Item {
 fn about(world: &World, node: &Node, make: fn(&Node) -> Value) -> Item {
     let (world, id) = (world.clone(), node.id());
     document(move |_| -> Result<Value> { Ok(make(world.plane.state().node(&id)?)) })
+}
+
+/// What is offered by kind of service (spec: namespace 9.2).
+fn capabilities(n: &Node) -> Value {
+    let has = |kind: &str| n.services.iter().any(|s| s.kind() == kind);
+    json!({"fs": n.shows_files(), "camera": has("camera"), "screen": has("screen"),
+        "user": has("user"), "terminal": has("terminal")})
 }
 
 fn described_node(n: &Node) -> Value {
@@ -65,12 +77,114 @@ fn status(n: &Node) -> Value {
         "source": "control_plane"})
 }
 
-fn services(n: &Node) -> Value {
-    let member = |s: &Value, key: &str| s.get(key).cloned().unwrap_or_default();
-    let one = |s: &crate::control::state::Service| {
-        let endpoint = s.document["endpoints"].get(0).cloned().unwrap_or_default();
-        json!({"service_id": s.service_id, "kind": member(&s.document, "kind"),
-               "state": member(&s.document, "state"), "endpoint": endpoint})
+/// The node's catalogue: a directory for each service that the caller may use.
+fn services(world: &World, node_id: &str) -> Item {
+    let about_all = described(
+        "Services",
+        "What this node runs. `<service_id>/MOUNTS.json` says where a service stands; write a JSON object \
+         to `control/invoke.json` there, or here, and read `result.json`.",
+        json!({"kind": "collection", "entries": "service directories",
+               "shape": "/nodes/<node_id>/services/<service_id>"}),
+        super::read_only(),
+    );
+    let (all, one, listed) = (world.clone(), world.clone(), world.clone());
+    let (id, of_list, of_index) = (node_id.to_owned(), node_id.to_owned(), node_id.to_owned());
+    let index = document(move |cx| {
+        let state = listed.plane.state();
+        let node = state.node(&of_index)?;
+        let told = offered(&state, cx, node).map(|s| brief(node, s));
+        Ok(told.collect())
+    });
+    let mut fixed = about_all;
+    fixed.push(("SERVICES.json".into(), index));
+    let by_name = fixed.clone();
+    listing(
+        move |cx, name| {
+            if let Some((_, item)) = by_name.iter().find(|(n, _)| n == name) {
+                return Ok(item.clone());
+            }
+            let state = one.plane.state();
+            let found = offered(&state, cx, state.node(&id)?).find(|s| s.service_id == name);
+            found.map(|_| service(&one, &id, name)).ok_or_else(|| no_service(&id, name))
+        },
+        move |cx| {
+            let state = all.plane.state();
+            let node = state.node(&of_list)?;
+            let names = offered(&state, cx, node).map(|s| &s.service_id);
+            let names = names.filter(|name| !fixed.iter().any(|(n, _)| n == *name));
+            let found = names.map(|name| (name.clone(), service(&all, &of_list, name)));
+            Ok(fixed.iter().cloned().chain(found).collect())
+        },
+    )
+}
+
+fn no_service(node_id: &str, name: &str) -> Error {
+    Error::new(Code::Enoent, format!("{node_id} has no service {name:?} here"))
+}
+
+/// What the caller sees of a node's services. Others are not there.
+fn offered<'n>(state: &'n State, cx: &'n Cx, node: &'n Node) -> impl Iterator<Item = &'n Service> {
+    let (who, project_id) = (&cx.who, cx.who.project_id.as_deref());
+    let token = who.project_token.as_deref();
+    let asker = Asker { admin: who.admin, agent_id: Some(&who.agent_id), token };
+    let all = node.services.iter().filter(|s| s.has_a_name());
+    all.filter(move |s| s.admits(state, project_id, asker))
+}
+
+fn brief(node: &Node, s: &Service) -> Value {
+    json!({"service_id": s.service_id, "kind": s.kind(), "state": s.state(),
+        "endpoint": s.endpoint(&node.id())})
+}
+
+/// What the catalogue says of one service (spec: namespace 9.2). The files of a service that runs lie
+/// over it.
+fn service(world: &World, node_id: &str, service_id: &str) -> Item {
+    let member =
+        |name: &'static str| told(world, node_id, service_id, move |_, s| s.document[name].clone());
+    let help = {
+        let (world, node_id, service_id) =
+            (world.clone(), node_id.to_owned(), service_id.to_owned());
+        text(move |cx| with(&world, cx, &node_id, &service_id, |_, s| readme(s)))
     };
-    n.services.iter().map(one).collect()
+    dir([
+        ("README.md", help),
+        ("SCHEMA.json", member("schema")),
+        ("CAPS.json", member("capabilities")),
+        ("MOUNTS.json", member("mounts")),
+        ("OPS.json", member("ops")),
+        ("RUNTIME.json", member("runtime")),
+        ("PERMISSIONS.json", member("permissions")),
+        ("STATUS.json", told(world, node_id, service_id, brief)),
+    ])
+}
+
+fn readme(s: &Service) -> String {
+    let help = s.document["help_md"].as_str();
+    let stock = || format!("# {}\n\nA service of kind {}.\n", s.service_id, s.kind());
+    help.map_or_else(stock, str::to_owned)
+}
+
+/// A document about a service, as it is when read.
+fn told(
+    world: &World,
+    node_id: &str,
+    service_id: &str,
+    make: impl Fn(&Node, &Service) -> Value + Send + Sync + 'static,
+) -> Item {
+    let (world, node_id, service_id) = (world.clone(), node_id.to_owned(), service_id.to_owned());
+    document(move |cx| with(&world, cx, &node_id, &service_id, &make))
+}
+
+/// Errors: ENOENT for a service that is gone, or not for this caller.
+fn with<T>(
+    world: &World,
+    cx: &Cx,
+    node_id: &str,
+    service_id: &str,
+    make: impl Fn(&Node, &Service) -> T,
+) -> Result<T> {
+    let state = world.plane.state();
+    let node = state.node(node_id)?;
+    let found = offered(&state, cx, node).find(|s| s.service_id == service_id);
+    found.map(|s| make(node, s)).ok_or_else(|| no_service(node_id, service_id))
 }

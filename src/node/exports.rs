@@ -103,6 +103,8 @@ impl Exports {
                 sink(fs::Event::All { node: root, generation: None });
             }
             added.iter().for_each(|(index, export)| self.subscribe(*index, export, *key, sink));
+            // Whoever has asked what there is has to ask again.
+            sink(fs::Event::Resync);
         }
         Ok(())
     }
@@ -334,7 +336,7 @@ mod tests {
         let names: Vec<_> = exports.list().unwrap().into_iter().map(|e| e.name).collect();
         assert_eq!(names, ["b", "a", "c"]);
         let gone = fs::Event::All { node: root_of_a, generation: None };
-        assert_eq!(std::mem::take(&mut *heard.lock().unwrap()), [gone]);
+        assert_eq!(std::mem::take(&mut *heard.lock().unwrap()), [gone, fs::Event::Resync]);
 
         let mkdir = |index: usize, name: &str| {
             let (tree, cx) =

@@ -112,7 +112,7 @@ pub fn start(options: Options) -> Result<Running> {
                 server,
                 door,
                 services: services.clone(),
-                files: membership.fs_service.then_some(files),
+                files: Some(files).filter(|f| membership.fs_service && f.export_count > 0),
             };
             Work::Member(Daemon::start(*membership, served)?)
         }

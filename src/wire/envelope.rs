@@ -11,6 +11,12 @@ pub enum Channel {
     Acheron,
 }
 
+/// Types that stand for another one of their channel.
+const OTHER_SPELLINGS: [(Channel, &str, &str); 2] = [
+    (Channel::Control, "debug.subscribe", "debug_subscribe"),
+    (Channel::Control, "debug.unsubscribe", "debug_unsubscribe"),
+];
+
 /// A message whose outer form is right.
 #[derive(Clone, Debug)]
 pub struct Envelope<'a> {
@@ -69,9 +75,15 @@ impl<'a> Envelope<'a> {
             Channel::Acheron => "acheron.",
         };
         let unsupported = || fault("UnsupportedType");
-        let name = match full {
-            Cow::Borrowed(s) => Cow::Borrowed(s.strip_prefix(prefix).ok_or_else(unsupported)?),
-            Cow::Owned(s) => Cow::Owned(s.strip_prefix(prefix).ok_or_else(unsupported)?.to_owned()),
+        let other = OTHER_SPELLINGS.iter().find(|(c, other, _)| *c == known && full == other);
+        let name = match (other, full) {
+            (Some((.., name)), _) => Cow::Borrowed(*name),
+            (None, Cow::Borrowed(s)) => {
+                Cow::Borrowed(s.strip_prefix(prefix).ok_or_else(unsupported)?)
+            }
+            (None, Cow::Owned(s)) => {
+                Cow::Owned(s.strip_prefix(prefix).ok_or_else(unsupported)?.to_owned())
+            }
         };
         let wrong = |e: Error| wrong_type(&e);
         Ok(Envelope {
@@ -127,5 +139,13 @@ mod tests {
         let text = r#"{"channel":"control","type":"control.ping","id":"1","payload":{"a":1}}"#;
         let e = Envelope::parse(text).unwrap();
         assert_eq!((&*e.name, e.id.as_deref(), e.payload()), ("ping", Some("1"), r#"{"a":1}"#));
+        for kind in ["debug.subscribe", "control.debug_subscribe"] {
+            let text = format!(r#"{{"channel":"control","type":"{kind}"}}"#);
+            assert_eq!(Envelope::parse(&text).unwrap().name, "debug_subscribe");
+        }
+        for (channel, kind) in [("acheron", "debug.subscribe"), ("control", "debug.other")] {
+            let text = format!(r#"{{"channel":"{channel}","type":"{kind}"}}"#);
+            assert_eq!(fault(&text), "UnsupportedType");
+        }
     }
 }

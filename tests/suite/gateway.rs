@@ -1,6 +1,8 @@
 //! The gateway from outside: handshakes as they were recorded from the original, refusals, chat, and
 //! what is left after `kill -9`.
 
+mod services;
+
 use crate::conformance::Node;
 use crate::program::{Client, Gateway, Got, PATIENCE, Scratch};
 use serde_json::{Value, json};

@@ -241,6 +241,11 @@ impl Client {
         self.pushed.pop_front().unwrap_or_else(|| self.json())
     }
 
+    /// One that has come while a reply was awaited.
+    pub fn try_pushed(&mut self) -> Option<Value> {
+        self.pushed.pop_front()
+    }
+
     /// Sends and takes the next frame.
     pub fn ask(&mut self, request: Value) -> Value {
         self.send(request);

@@ -1,6 +1,6 @@
 //! Connecting to a node by its URL (spec: fs 19.3).
 
-use super::peer::{Connector, Hooks, Link, WAITING_MAX, read};
+use super::peer::{Connector, Hooks, Link, Told, WAITING_MAX, read};
 use crate::base::{Cancel, Code, Deadline, Error, Result, ResultExt};
 use crate::net::{Closed, DialOptions, Inbound, Limits, Message, Mux, Net, WsUrl};
 use crate::wire::Envelope;
@@ -68,6 +68,7 @@ pub fn say_hello(mux: Mux, hello: Hello, deadline: Deadline) -> Result<Link> {
     };
     // The epoch is the peer's to give.
     let ext = ext.unwrap_or_default();
+    let exports = Told { list: exports.into(), news: 0 }.into();
     Ok(Link { mux, ext, caps, name, exports, epoch: 0, answered_ms: 0.into() })
 }
 

@@ -10,11 +10,11 @@ use crate::vfs::handles::Handles;
 use crate::vfs::ids::{Ids, NODES_MAX, Numbering};
 use crate::vfs::watchers::Watchers;
 use crate::vfs::wire;
-use crate::vfs::{Attr, Caps, Cx, Event, NodeId, Tree, Written};
+use crate::vfs::{Attr, Caps, Cx, Event, NodeId, Tree, Watch, Written};
 use crate::wire::fs::{self, Call, Op, Reply};
 use std::ffi::OsStr;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// What a node is known by.
 #[derive(Clone, Copy, Debug)]
@@ -61,31 +61,75 @@ const BUSY_MS: u64 = 5;
 /// Directories that are looked up again to find a node of an earlier epoch.
 const DEPTH_MAX: u32 = 256;
 
+/// Which of a node's exports.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Which {
+    First,
+    Named(String),
+    /// The first that is none of a service.
+    Files,
+    /// That of a service, whatever it is called (spec: fs 14.3).
+    Service(String),
+}
+
+impl Which {
+    fn of<'e>(&self, exports: &'e [fs::Export]) -> Result<&'e fs::Export> {
+        let mut all = exports.iter();
+        fn service(e: &fs::Export) -> Option<&str> {
+            e.source_id.strip_prefix("service:")
+        }
+        let found = match self {
+            Which::First => all.next(),
+            Which::Named(name) => all.find(|e| e.name == *name),
+            Which::Files => all.find(|e| service(e).is_none()),
+            Which::Service(id) => all.find(|e| service(e) == Some(id)),
+        };
+        found.ok_or_else(|| {
+            let wanted = match self {
+                Which::First => "exports nothing".into(),
+                Which::Files => "exports no directory".into(),
+                Which::Named(name) => format!("has no export {name:?}"),
+                Which::Service(id) => format!("does not run the service {id:?}"),
+            };
+            let names: Vec<_> = exports.iter().map(|e| e.name.as_str()).collect();
+            let text = format!("the node {wanted}; it has: {}", names.join(", "));
+            Error::new(Code::Enoent, text)
+        })
+    }
+}
+
 pub struct Remote {
     pub(super) peer: Arc<Peer>,
-    /// `None`: the node's first.
-    export: Option<String>,
+    which: Which,
     pub(super) ids: Ids<Wire>,
     pub(super) handles: Handles<OpenFile>,
     pub(super) watchers: Watchers,
+    listens: OnceLock<Watch>,
 }
 
 impl Remote {
+    /// `export`: its name, or the node's first.
     pub fn new(peer: Arc<Peer>, export: Option<String>) -> Arc<Remote> {
+        Remote::of(peer, export.map_or(Which::First, Which::Named))
+    }
+
+    pub fn of(peer: Arc<Peer>, which: Which) -> Arc<Remote> {
         let root = Wire::new(0, 0);
         let remote = Arc::new(Remote {
-            export,
+            which,
             ids: Ids::new(root, NODES_MAX, Numbering::Counter),
             handles: Handles::default(),
             watchers: Watchers::default(),
             peer: peer.clone(),
+            listens: OnceLock::new(),
         });
         let weak = Arc::downgrade(&remote);
-        peer.listen(Arc::new(move |event| {
+        let listener = move |event: Option<&fs::Event>| {
             if let Some(remote) = weak.upgrade() {
                 remote.heard(event);
             }
-        }));
+        };
+        remote.listens.get_or_init(|| peer.watch(Arc::new(listener)));
         remote
     }
 
@@ -96,24 +140,26 @@ impl Remote {
     /// The export as the node describes it.
     pub fn described(&self, cx: &Cx) -> Result<fs::Export> {
         let link = self.link(cx)?;
-        self.exported(&link).cloned()
+        self.exported(cx, &link, fs::Export::clone)
     }
 
     pub(super) fn link(&self, cx: &Cx) -> Result<Arc<Link>> {
         self.peer.link(cx.deadline, &cx.cancel)
     }
 
-    fn exported<'l>(&self, link: &'l Link) -> Result<&'l fs::Export> {
-        let found = match &self.export {
-            Some(name) => link.exports.iter().find(|e| e.name == *name),
-            None => link.exports.first(),
-        };
-        found.ok_or_else(|| {
-            let names: Vec<_> = link.exports.iter().map(|e| e.name.as_str()).collect();
-            let wanted = self.export.as_deref().unwrap_or("any");
-            let text = format!("the node has no export {wanted:?}; it has: {}", names.join(", "));
-            Error::new(Code::Enoent, text)
-        })
+    /// Of the export, as the node describes it now; where it is missing, the node is asked once more.
+    fn exported<T>(&self, cx: &Cx, link: &Link, of: impl Fn(&fs::Export) -> T) -> Result<T> {
+        let exports = || self.peer.exports(link, cx.deadline, &cx.cancel);
+        if let Ok(found) = self.which.of(&exports()?) {
+            return Ok(of(found));
+        }
+        self.peer.doubt_exports();
+        self.which.of(&exports()?).map(of)
+    }
+
+    /// Of the export, as the node described it last.
+    fn last_told<T>(&self, link: &Link, of: impl Fn(&fs::Export) -> T) -> Option<T> {
+        self.which.of(&link.told().list).ok().map(of)
     }
 
     fn heard(&self, event: Option<&fs::Event>) {
@@ -157,8 +203,8 @@ impl Remote {
     }
 
     /// The root's wire id on this link; notes it, so that events about it are understood.
-    fn root(&self, link: &Link) -> Result<u64> {
-        let root = self.exported(link)?.root;
+    fn root(&self, cx: &Cx, link: &Link) -> Result<u64> {
+        let root = self.exported(cx, link, |e| e.root)?;
         let key = Wire::new(link.epoch, root);
         if self.ids.key(NodeId::ROOT)? != key {
             self.ids.rekey(NodeId::ROOT, &key);
@@ -173,7 +219,7 @@ impl Remote {
 
     fn wire_at_depth(&self, cx: &Cx, link: &Link, node: NodeId, depth: u32) -> Result<u64> {
         if node == NodeId::ROOT {
-            return self.root(link);
+            return self.root(cx, link);
         }
         let key = self.ids.key(node)?;
         if key.epoch == link.epoch {
@@ -297,16 +343,16 @@ impl Remote {
     /// Whether the node, reached and of ours, announces what happens behind its back.
     pub(super) fn is_told_of_all(&self) -> bool {
         let told = |link: &Arc<Link>| {
-            link.is_ours() && self.exported(link).is_ok_and(|e| e.caps.native_watch)
+            link.is_ours() && self.last_told(link, |e| e.caps.native_watch) == Some(true)
         };
         self.peer.connected().as_ref().is_some_and(told)
     }
 
     pub(super) fn caps_now(&self, link: &Link) -> Caps {
-        let export = self.exported(link).ok();
-        let caps = export.map(|e| e.caps).unwrap_or_default();
+        let told = self.last_told(link, |e| (e.ro, e.caps));
+        let (read_only, caps) = told.unwrap_or_default();
         Caps {
-            read_only: export.is_some_and(|e| e.ro),
+            read_only,
             case_sensitive: caps.case_sensitive,
             symlink: caps.symlink,
             xattr: caps.xattr,

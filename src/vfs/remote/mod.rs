@@ -10,5 +10,5 @@ mod peer;
 mod tree;
 
 pub use dial::{Dial, SILENCE, say_hello};
-pub use export::Remote;
+pub use export::{Remote, Which};
 pub use peer::{Connector, Hooks, Link, Peer, PeerStatus};

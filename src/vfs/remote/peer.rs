@@ -2,14 +2,15 @@
 //! a node cannot be reached, calls fail at once instead of waiting for it, and it is tried again in
 //! growing steps.
 
+use super::export::unexpected;
 use crate::base::{Cancel, Code, Deadline, Error, Gauge, Notify, Result, id, now_ms};
 use crate::net::{CallError, Message, Mux};
-use crate::vfs::Caller;
+use crate::vfs::{Caller, Watch};
 use crate::wire::fs::{
     self, Call, Event, Ext, Reply, Request, Slot, decode_bin_reply, decode_reply,
 };
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -52,12 +53,19 @@ pub struct Link {
     pub ext: Ext,
     pub caps: fs::Caps,
     pub name: String,
-    pub exports: Vec<fs::Export>,
+    pub(super) exports: Mutex<Told>,
     /// Ids and handles of one epoch mean nothing in another. A session that was resumed stays in its
     /// own.
     pub epoch: u64,
     /// When the node last answered, in Unix milliseconds.
     pub answered_ms: AtomicI64,
+}
+
+/// What a node exports, as it said last.
+pub(super) struct Told {
+    pub list: Arc<[fs::Export]>,
+    /// [`Peer::export_news`] when it was asked.
+    pub news: u64,
 }
 
 pub struct Peer {
@@ -68,7 +76,10 @@ pub struct Peer {
     restless: bool,
     state: Mutex<State>,
     changed: Notify,
-    listeners: RwLock<Vec<Listener>>,
+    listeners: RwLock<Vec<(u64, Listener)>>,
+    last_listener: AtomicU64,
+    /// Counts what may have changed what the node exports.
+    export_news: AtomicU64,
     pub(super) waiting: Gauge,
 }
 
@@ -138,6 +149,8 @@ impl Peer {
             state: Mutex::default(),
             changed: Notify::default(),
             listeners: RwLock::default(),
+            last_listener: AtomicU64::new(0),
+            export_news: AtomicU64::new(0),
             waiting: Gauge::new(WAITING_MAX, "reads waiting for this node"),
         })
     }
@@ -147,7 +160,62 @@ impl Peer {
     }
 
     pub fn listen(&self, listener: Listener) {
-        self.listeners.write().unwrap_or_else(PoisonError::into_inner).push(listener);
+        self.add_listener(listener);
+    }
+
+    /// As [`Peer::listen`], until the watch is dropped.
+    pub fn watch(self: &Arc<Peer>, listener: Listener) -> Watch {
+        let (peer, key) = (Arc::downgrade(self), self.add_listener(listener));
+        Watch::new(move || {
+            if let Some(peer) = peer.upgrade() {
+                let mut all = peer.listeners.write().unwrap_or_else(PoisonError::into_inner);
+                all.retain(|(k, _)| *k != key);
+            }
+        })
+    }
+
+    fn add_listener(&self, listener: Listener) -> u64 {
+        let key = self.last_listener.fetch_add(1, Ordering::Relaxed);
+        self.listeners.write().unwrap_or_else(PoisonError::into_inner).push((key, listener));
+        key
+    }
+
+    /// The node has said something, or somebody else knows it of the node.
+    pub fn heard(&self, event: &Event) {
+        // Its exports may have come and gone (spec: fs 14.4): whoever needs them next asks.
+        if *event == Event::Resync {
+            self.doubt_exports();
+        }
+        self.tell(Some(event));
+    }
+
+    /// Has the node asked for its exports when they are needed next.
+    pub(super) fn doubt_exports(&self) {
+        self.export_news.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// What the node exports, asked anew if that may have changed.
+    pub fn exports(
+        &self,
+        link: &Link,
+        deadline: Deadline,
+        cancel: &Cancel,
+    ) -> Result<Arc<[fs::Export]>> {
+        let news = self.export_news.load(Ordering::Acquire);
+        {
+            let told = link.told();
+            if told.news >= news {
+                return Ok(told.list.clone());
+            }
+        }
+        let Reply::Exports(list) = link.call(Call::Exports, deadline, cancel)? else {
+            return Err(unexpected(fs::Op::Exports));
+        };
+        let mut told = link.told();
+        if told.news < news {
+            *told = Told { list: list.into(), news };
+        }
+        Ok(told.list.clone())
     }
 
     /// A number for a request that must take effect once.
@@ -158,7 +226,7 @@ impl Peer {
     fn tell(&self, event: Option<&Event>) {
         let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner).clone();
         // Whoever was about to change something when the connection was made or lost is told of it, too.
-        Caller::nobody(|| listeners.iter().for_each(|l| l(event)));
+        Caller::nobody(|| listeners.iter().for_each(|(_, l)| l(event)));
     }
 
     pub fn status(&self) -> PeerStatus {
@@ -231,7 +299,7 @@ impl Peer {
             session: self.session.clone(),
             event: Arc::new(move |event| {
                 if let Some(peer) = for_events.upgrade() {
-                    peer.tell(Some(&event));
+                    peer.heard(&event);
                 }
             }),
             lost: Arc::new(move |why| {
@@ -242,6 +310,8 @@ impl Peer {
         };
         // A stand-in needs time, too.
         let patience = (deadline.left() / 2).min(Duration::from_millis(CONNECT_MS));
+        // What is heard from here on may be newer than what the hello brings.
+        let export_news = self.export_news.load(Ordering::Acquire);
         let outcome = self.connector.connect(Deadline::after(patience), hooks);
         let (news, outcome) = {
             let mut s = self.lock();
@@ -252,6 +322,7 @@ impl Peer {
                         s.epoch += 1;
                     }
                     let (epoch, answered_ms) = (s.epoch, now_ms().into());
+                    link.told().news = export_news;
                     let link = Arc::new(Link { epoch, answered_ms, ..link });
                     s.link = Some(link.clone());
                     (s.failures, s.retry_at, s.last_error) = (0, None, None);
@@ -405,6 +476,15 @@ impl Link {
     /// True where requests can be numbered.
     pub fn has_session(&self) -> bool {
         self.ext.session.is_some()
+    }
+
+    /// What the node exports, as it said last.
+    pub fn exports(&self) -> Arc<[fs::Export]> {
+        self.told().list.clone()
+    }
+
+    pub(super) fn told(&self) -> MutexGuard<'_, Told> {
+        self.exports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// True for a node that speaks our extensions.
