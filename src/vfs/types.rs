@@ -164,6 +164,9 @@ pub struct Opened {
     /// Another one when the content is another than at the open before. Most trees give the node's
     /// [`Attr::generation`]; a tree that remembers gives a number that its own writes leave alone.
     pub generation: u64,
+    /// How long a write or a flush may take where that is longer than calls usually may: what takes the
+    /// message works on it meanwhile.
+    pub patience_ms: Option<u64>,
 }
 
 /// The outcome of a read.

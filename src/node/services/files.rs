@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 /// Old mounts send a message in pieces of whole pages, and each piece alone.
 const PAGE: usize = 4096;
+/// Beyond the time that a driver has: for its start, its end, and the way to and fro.
+const MARGIN_MS: u64 = 5_000;
 
 /// The root of a service's tree.
 pub fn root(service: &Arc<Service>) -> Item {
@@ -68,7 +70,7 @@ fn config(service: &Arc<Service>) -> Item {
         let body = of_write.state().config().to_owned().into();
         Ok(Reply { body, ..Reply::default() })
     });
-    control_file(content, write)
+    control_file(content, write, || None)
 }
 
 fn control(service: &Arc<Service>) -> Item {
@@ -77,14 +79,16 @@ fn control(service: &Arc<Service>) -> Item {
     let invoke = message(is_settled, move |cx: &Cx, text: &[u8]| {
         Ok(Reply { body: invoked.invoke(cx, text)?, ..Reply::default() })
     });
-    entries.push(("invoke.json", control_file(Bytes::new, invoke)));
+    let timed = service.clone();
+    let patience = move || Some(timed.spec().about.timeout_ms.saturating_add(MARGIN_MS));
+    entries.push(("invoke.json", control_file(Bytes::new, invoke, patience)));
     for op in Op::ALL {
         let service = service.clone();
         let act = move |_: &Cx, _: &[u8]| {
             service.control(op);
             Ok(Reply::default())
         };
-        entries.push((op.name(), control_file(Bytes::new, json_message(act))));
+        entries.push((op.name(), control_file(Bytes::new, json_message(act), || None)));
     }
     dir(entries)
 }
@@ -104,10 +108,15 @@ fn is_settled(message: &[u8]) -> bool {
 
 /// A message file that can be read, too: a handle that has written nothing sees `content`, one that has,
 /// the answer.
-fn control_file(content: impl Fn() -> Bytes + Send + Sync + 'static, message: Item) -> Item {
+fn control_file(
+    content: impl Fn() -> Bytes + Send + Sync + 'static,
+    message: Item,
+    patience_ms: impl Fn() -> Option<u64> + Send + Sync + 'static,
+) -> Item {
     match message {
         Item::File(message) => {
-            Item::File(Arc::new(Control { message, content: Arc::new(content) }))
+            let (content, patience_ms) = (Arc::new(content), Box::new(patience_ms));
+            Item::File(Arc::new(Control { message, content, patience_ms }))
         }
         dir => dir,
     }
@@ -118,6 +127,8 @@ type Content = Arc<dyn Fn() -> Bytes + Send + Sync>;
 struct Control {
     message: Arc<dyn File>,
     content: Content,
+    /// How long a message may take to be dealt with.
+    patience_ms: Box<dyn Fn() -> Option<u64> + Send + Sync>,
 }
 
 impl File for Control {
@@ -127,6 +138,10 @@ impl File for Control {
 
     fn writable(&self, cx: &Cx) -> bool {
         self.message.writable(cx)
+    }
+
+    fn patience_ms(&self) -> Option<u64> {
+        (self.patience_ms)()
     }
 
     fn stat(&self, _: &Cx) -> Result<FileStat> {

@@ -194,7 +194,7 @@ impl Core {
             let generation = Some(generation);
             self.announce(&[Event::Data { node: node.id, generation }]);
         }
-        Ok(Opened { handle, kind: FileKind::Plain, generation })
+        Ok(Opened { handle, kind: FileKind::Plain, generation, patience_ms: None })
     }
 
     pub(super) fn create_file(
@@ -246,7 +246,7 @@ impl Core {
             entry(dir.id, name),
             Event::All { node: attr.id, generation: Some(generation) },
         ]);
-        Ok((attr, Opened { handle, kind: FileKind::Plain, generation }))
+        Ok((attr, Opened { handle, kind: FileKind::Plain, generation, patience_ms: None }))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::export::{Remote, Wire, unexpected};
 use super::peer::{Link, read};
-use crate::base::{Counted, Deadline, Error, Name, Notify, Result};
+use crate::base::{Counted, Deadline, Error, Gauge, Name, Notify, Result};
 use crate::net::{CallError, Message};
 use crate::vfs::wire;
 use crate::vfs::{
@@ -13,12 +13,20 @@ use crate::vfs::{
 use crate::wire::fs::{Call, Op, OpenReply, Reply, Request};
 use bytes::Bytes;
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+
+/// The longest that a node may have its callers wait for one message.
+const PATIENCE_MAX_MS: u64 = 600_000;
+/// Calls of this process that take longer than their callers meant to wait: half of the threads of a
+/// gateway or a mount.
+const PATIENT_MAX: usize = 8;
+static PATIENT: LazyLock<Gauge> = LazyLock::new(|| Gauge::new(PATIENT_MAX, "services at work"));
 
 pub(super) struct OpenFile {
     node: NodeId,
     flags: OpenFlags,
     kind: FileKind,
+    patience_ms: Option<u64>,
     state: Mutex<State>,
     /// Who holds a lock through it: what is read and written relies on that.
     lockers: Mutex<BTreeSet<u64>>,
@@ -63,9 +71,10 @@ impl Remote {
         let kind = wire::kind_from(open.kind.as_deref());
         let state = State { epoch: link.epoch, h: open.h, pending: None };
         let (state, lockers) = (Mutex::new(state), Mutex::default());
-        let file = OpenFile { node, flags, kind, state, lockers };
+        let patience_ms = open.patience_ms.map(|ms| ms.min(PATIENCE_MAX_MS));
+        let file = OpenFile { node, flags, kind, patience_ms, state, lockers };
         let handle = self.handles.insert(node, file)?;
-        Ok(Opened { handle, kind, generation: open.generation })
+        Ok(Opened { handle, kind, generation: open.generation, patience_ms })
     }
 
     pub(super) fn open_file(&self, cx: &Cx, node: NodeId, flags: OpenFlags) -> Result<Opened> {
@@ -254,6 +263,8 @@ impl Remote {
         data: Bytes,
     ) -> Result<Written> {
         let (_, file) = self.handles.get(handle)?;
+        let patient = patient(cx, &file);
+        let cx = patient.as_ref().map_or(cx, |p| &p.cx);
         let mut total = Written::default();
         loop {
             let done = total.n as usize;
@@ -291,6 +302,8 @@ impl Remote {
         if file.kind != FileKind::Message || file.flags.access == Access::Read {
             return Ok(Written::default());
         }
+        let patient = patient(cx, &file);
+        let cx = patient.as_ref().map_or(cx, |p| &p.cx);
         let make = |link: &Link| Ok(Call::Flush { h: self.wire_handle(cx, link, handle)? });
         self.run(cx, Op::Flush, make, |_, reply| Remote::written(file.node, reply, Op::Flush))
     }
@@ -313,11 +326,28 @@ impl Remote {
                 return Ok(());
             }
         }
+        let patient = patient(cx, &file);
+        let cx = patient.as_ref().map_or(cx, |p| &p.cx);
         match link.call(Call::Close { h }, cx.deadline, &cx.cancel) {
             Err(e) if !e.error.is_peer_lost() => Err(e.error),
             _ => Ok(()),
         }
     }
+}
+
+/// A call that may take as long as its file says. A node that is lost meanwhile is noticed by its silence.
+struct Patient {
+    cx: Cx,
+    _place: Counted,
+}
+
+/// `None` where the caller waits as long as that anyway, or too many do.
+fn patient(cx: &Cx, file: &OpenFile) -> Option<Patient> {
+    let deadline = Deadline::after_ms(file.patience_ms?);
+    if deadline <= cx.deadline {
+        return None;
+    }
+    Some(Patient { cx: Cx { deadline, ..cx.clone() }, _place: PATIENT.enter().ok()? })
 }
 
 pub(super) fn entry(dir: NodeId, name: Name<'_>) -> Event {

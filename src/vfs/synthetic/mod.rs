@@ -96,6 +96,11 @@ pub trait File: Any + Send + Sync {
         None
     }
 
+    /// As [`crate::vfs::Opened::patience_ms`].
+    fn patience_ms(&self) -> Option<u64> {
+        None
+    }
+
     /// Truncation and times; asked only of writable files. Where they mean nothing (`>` in a shell
     /// truncates whatever it opens) they are accepted and do nothing.
     fn setattr(&self, _: &Cx, _: &SetAttr) -> Result<()> {

@@ -173,8 +173,9 @@ impl Synthetic {
             FileKind::Plain => (FileKind::Plain, file.stat(cx)?.generation),
             kind => (kind, 0),
         };
+        let patience_ms = file.patience_ms();
         let handle = self.handles.insert(id, Open { who: cx.who.clone(), flags, file, io })?;
-        Ok(Opened { handle, kind, generation })
+        Ok(Opened { handle, kind, generation, patience_ms })
     }
 
     /// Where in a sorted listing to go on.

@@ -92,6 +92,8 @@ pub struct OpenReply {
     pub generation: u64,
     /// Ours: `message` or `stream` for files that do not behave like disk files, else absent.
     pub kind: Option<String>,
+    /// Ours: how long a write or a flush may take, where that is longer than usual.
+    pub patience_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -308,6 +310,7 @@ impl OpenReply {
             .object("caps", caps)
             .put("gen", self.generation)
             .put_some("kind", self.kind.as_ref())
+            .put_some("patience_ms", self.patience_ms)
     }
 
     fn read(f: &Fields<'_>) -> Result<OpenReply> {
@@ -318,6 +321,7 @@ impl OpenReply {
             writable: caps.bool("wr")?.unwrap_or(false),
             generation: f.u64("gen")?.unwrap_or(0),
             kind: f.string("kind")?,
+            patience_ms: f.u64("patience_ms")?,
         })
     }
 }

@@ -391,7 +391,8 @@ fn shells_see_services_come_and_invoke_them_in_a_mount_of_the_namespace() {
     let sh =
         |script: &str| mount.shell(&format!("cd nodes/{}; {script}", edge.id), edge.dir.path());
     assert_eq!(ok(sh("echo '{\"x\":1}' > a/control/invoke.json; cat a/result.json")), "{\"x\":1}");
-    let slow = "read x; echo \"{\\\"slow\\\":true}\"";
+    // It takes longer than other calls may.
+    let slow = "read x; sleep 5; echo \"{\\\"slow\\\":true}\"";
     manifest(edge.dir.path(), "b", slow, json!({}));
     edge.reload();
     until("the new service", || sh("test -e b/control/invoke.json").status.success());
