@@ -6,7 +6,9 @@ use super::tunnel::Tunnels;
 use crate::base::{Code, Deadline, Error, Pool, Result};
 use crate::control::Plane;
 use crate::net::{Net, WsUrl};
-use crate::vfs::remote::{Connector, Dial, Hooks, Link, Peer, Remote, SILENCE, Which, say_hello};
+use crate::vfs::remote::{
+    Connector, Dial, Hooks, Link, Peer, Remote, SILENCE, Which, expect_answers, say_hello,
+};
 use crate::wire::fs::{Event, Ext, Hello};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -118,7 +120,9 @@ impl Connector for Way {
             let session = Some(hooks.session.to_string());
             tunnel.hook(hooks);
             let hello = Hello { ext: Some(Ext { session, ..Ext::all() }), ..hello };
-            return say_hello(tunnel.mux.clone(), hello, deadline);
+            let link = say_hello(tunnel.mux.clone(), hello, deadline)?;
+            expect_answers(&link, SILENCE);
+            return Ok(link);
         }
         let away = |what: &str| Error::new(Code::Unavailable, format!("{} {what}", self.node_id));
         if node.fs_url.is_empty() {

@@ -4,6 +4,7 @@
 
 mod catalogue;
 mod child;
+mod family;
 mod files;
 mod kept;
 mod manifest;

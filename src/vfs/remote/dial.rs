@@ -38,16 +38,20 @@ impl Connector for Dial {
         let mux = Mux::dial(&self.net, &self.url, &options, deadline, INFLIGHT_MAX, inbound)?;
         let ext = Ext { bin: self.binary, session, ..Ext::all() };
         let link = say_hello(mux, Hello { ext: Some(ext), ..self.hello.clone() }, deadline)?;
-        // Ours answers pings whatever it is busy with; an old node answers nothing meanwhile.
-        if let Some(conn) = link.mux.conn().filter(|_| link.is_ours()) {
-            let (ping, idle) = (self.silence / 2, self.silence);
-            conn.set_limits(Limits { ping, idle, ..conn.limits() });
-        }
+        expect_answers(&link, self.silence);
         Ok(link)
     }
 
     fn target(&self) -> String {
         self.url.to_string()
+    }
+}
+
+/// Takes a node for lost that is silent for so long. Ours answers pings whatever it is busy with; an old
+/// one answers nothing meanwhile, and is not held to it.
+pub fn expect_answers(link: &Link, silence: Duration) {
+    if let Some(conn) = link.mux.conn().filter(|_| link.is_ours()) {
+        conn.set_limits(Limits { ping: silence / 2, idle: silence, ..conn.limits() });
     }
 }
 

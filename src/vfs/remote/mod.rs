@@ -9,6 +9,6 @@ mod listing;
 mod peer;
 mod tree;
 
-pub use dial::{Dial, SILENCE, say_hello};
+pub use dial::{Dial, SILENCE, expect_answers, say_hello};
 pub use export::{Remote, Which};
 pub use peer::{Connector, Hooks, Link, Peer, PeerStatus};

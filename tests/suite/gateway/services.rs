@@ -406,6 +406,33 @@ fn shells_see_services_come_and_invoke_them_in_a_mount_of_the_namespace() {
     assert_eq!(ok(sh("cat a/result.json fs/a.txt")), "{\"x\":1}hello");
 }
 
+#[test]
+fn a_node_that_is_stopped_while_its_service_works_is_noticed() {
+    let gateway = Gateway::start();
+    let edge = Edge::join(&gateway, |dir| {
+        // Far longer than this test may take.
+        let runtime = json!({"runtime": {"executable_path": "/bin/sleep", "args": ["590"],
+            "timeout_ms": 590_000}});
+        manifest(dir, "long", "", runtime);
+        manifest(dir, "a", "cat", json!({}));
+    });
+    let (url, token) = (gateway.url("/"), gateway.token("admin_token"));
+    let args = ["--workspace-url", &url, "--auth-token", &token, "--timeout-ms", "3000"];
+    let Some(mount) = Mount::start(&args) else { return };
+    let sh =
+        |script: &str| mount.shell(&format!("cd nodes/{}; {script}", edge.id), edge.dir.path());
+    std::thread::scope(|threads| {
+        let writer = threads.spawn(|| sh("echo '{}' > long/control/invoke.json"));
+        until("the run", || sh("grep -q running long/status.json").status.success());
+        edge.program.signal(libc::SIGSTOP);
+        let status = writer.join().unwrap().status;
+        assert!(!status.success() && status.code() != Some(124), "an error in time: {status}");
+    });
+    edge.program.signal(libc::SIGCONT);
+    until("its return", || sh("echo '{}' > a/control/invoke.json").status.success());
+    ok(sh("echo '{}' > long/control/restart"));
+}
+
 /// A node that knows the base protocol alone, through a tunnel: `exports` says what there is, and other
 /// nodes than the roots in it are gone.
 fn old_node(tunnel: &mut Client, exports: &std::sync::Mutex<Vec<(&str, u64)>>) {

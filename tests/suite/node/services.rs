@@ -455,6 +455,46 @@ fn the_state_of_services_survives_a_kill() {
     assert_eq!(std::fs::read_to_string(&kept).unwrap(), "{");
 }
 
+#[test]
+fn a_driver_ends_with_a_node_that_is_killed() {
+    let dir = Scratch::new();
+    manifest(dir.path(), "long", "echo $$ > pid.new; mv pid.new pid; exec sleep 600", json!({}));
+    let (node, addr) = serve(dir.path(), &["--services-dir", "services", "--terminal-id", "1"]);
+    let mut c = Client::open(addr, "svc-long");
+    let h = c.open_file("control/invoke.json", 1);
+    c.raw.start("write", h, json!({"off": 0, "data_b64": "e30="}));
+    let mut t = Client::open(addr, "terminal-1");
+    t.write(
+        "pty/new",
+        r#"{"argv":["/bin/sh","-c","echo $$ > pty.new; mv pty.new pty; exec sleep 601"]}"#,
+    );
+    let pid = |name: &str| eventually(name, || std::fs::read_to_string(dir.path().join(name)).ok());
+    let pids = pid("pid") + &pid("pty");
+    node.signal(libc::SIGKILL);
+    end_of(&pids);
+}
+
+#[test]
+fn a_mount_sees_an_export_that_comes_after_it() {
+    let dir = Scratch::new();
+    manifest(dir.path(), "a", "cat", json!({}));
+    let (node, addr) = serve(dir.path(), &["--services-dir", "services"]);
+    let endpoint = |export: &str| format!("{export}=ws://{addr}/v2/fs#svc-{export}@/{export}");
+    let (a, b) = (endpoint("a"), endpoint("b"));
+    let Some(mount) = Mount::start(&["--endpoint", &a, "--endpoint", &b]) else { return };
+    let sh = |script: &str| mount.shell(script, dir.path());
+    ok(sh("ls a/control; ! cat b/status.json"));
+    let path = manifest(dir.path(), "b", "cat", json!({}));
+    node.signal(libc::SIGHUP);
+    let came = || sh("echo '{\"n\":1}' > b/control/invoke.json").status.success().then_some(());
+    eventually("the service", came);
+    assert_eq!(ok(sh("cat b/result.json")), r#"{"n":1}"#);
+    std::fs::remove_file(path).unwrap();
+    node.signal(libc::SIGHUP);
+    eventually("its end", || sh("! cat b/result.json").status.success().then_some(()));
+    ok(sh("echo '{}' > a/control/invoke.json; test \"$(cat a/result.json)\" = '{}'"));
+}
+
 /// Reads what a session prints until `what` has come.
 #[track_caller]
 fn prints(c: &mut Client, io: &Value, seen: &mut String, what: &str) {
