@@ -37,71 +37,83 @@ impl Trees {
     }
 
     pub fn for_who(&self, who: &Arc<Who>) -> Result<Arc<dyn Tree>> {
-        let (mounts, binds) = self.layout(&self.plane.state(), who);
-        let union = Arc::new(Union::new(mounts, binds)?);
+        let union = Arc::new(self.lay_out(&self.plane.state(), who, Union::new)?);
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         live.retain(|(union, _)| union.strong_count() > 0);
         live.push((Arc::downgrade(&union), who.clone()));
         Ok(union)
     }
 
-    /// What is mounted where, for one caller. Others than admins see the files of the nodes that their
-    /// project mounts, and no others.
-    fn layout(&self, state: &State, who: &Who) -> (Vec<MountPoint>, Vec<Bind>) {
+    /// Hands the mounts and binds of one caller to `set`. What a node asks for never costs a project its
+    /// tree: where it gets in the way of the project's own, nodes show no services.
+    fn lay_out<T>(
+        &self,
+        state: &State,
+        who: &Who,
+        set: impl Fn(Vec<MountPoint>, Vec<Bind>) -> Result<T>,
+    ) -> Result<T> {
+        let (mounts, binds) = self.layout(state, who, true);
+        set(mounts, binds).or_else(|e| {
+            log::warn!("the tree of {} is without services: {e}", who.agent_id);
+            let (mounts, binds) = self.layout(state, who, false);
+            set(mounts, binds)
+        })
+    }
+
+    /// What is mounted where, for one caller. Others than admins see the files and services of the nodes
+    /// that their project mounts, and no others.
+    fn layout(&self, state: &State, who: &Who, services: bool) -> (Vec<MountPoint>, Vec<Bind>) {
         let project = who.project_id.as_deref().and_then(|id| state.project(id).ok());
         let world = Member { name: "world".into(), tree: self.world.clone(), root: NodeId::ROOT };
         let mut mounts = vec![MountPoint { path: TreePath::root(), members: vec![world] }];
         let sees_all = who.admin || who.agent_id == MOTHER;
-        let mut aliases = Vec::new();
-        for node in state.nodes.values() {
-            let id = node.id();
-            let mounted = project.is_some_and(|p| p.mounts.iter().any(|m| m.node_id == id));
-            if sees_all || mounted {
-                aliases.extend(self.node(state, node, who, &mut mounts));
-            }
-        }
+        let is_mounted =
+            |n: &Node| project.is_some_and(|p| p.mounts.iter().any(|m| m.node_id == n.id()));
+        let nodes = state.nodes.values().filter(|n| sees_all || is_mounted(n));
+        mounts.extend(nodes.clone().filter_map(|n| self.files(n)));
         let mut binds = project.map(|p| self.project(p, &mut mounts)).unwrap_or_default();
-        // What the project has put there itself stays.
-        let taken: HashSet<_> =
-            mounts.iter().map(|m| &m.path).chain(binds.iter().map(|b| &b.path)).cloned().collect();
-        binds.extend(aliases.into_iter().filter(|alias| !taken.contains(&alias.path)));
+        // What the project itself has put somewhere stays.
+        let taken = mounts.iter().map(|m| &m.path).chain(binds.iter().map(|b| &b.path));
+        let taken: HashSet<_> = taken.cloned().collect();
+        for node in nodes.filter(|_| services) {
+            let (places, aliases) = self.services(state, node, who);
+            mounts.extend(places.into_iter().filter(|place| !taken.contains(&place.path)));
+            binds.extend(aliases.into_iter().filter(|alias| !taken.contains(&alias.path)));
+        }
         (mounts, binds)
     }
 
-    /// Lays out a node: its files, and each of its services that the caller may use where that stands.
-    /// Returns under which names in the catalogue's directory the services are found again.
-    fn node(
-        &self,
-        state: &State,
-        node: &Node,
-        who: &Who,
-        mounts: &mut Vec<MountPoint>,
-    ) -> Vec<Bind> {
-        let (id, mut taken, mut aliases) = (node.id(), HashSet::new(), Vec::new());
-        let mut mount = |path: TreePath, name: String, which: Which| {
-            // Of two that want one place the first has it.
-            if taken.insert(path.clone()) {
-                let tree = self.nodes.tree(&id, which);
-                let members = vec![Member { name, tree, root: NodeId::ROOT }];
-                mounts.push(MountPoint { path, members });
-            }
-        };
-        if let Some(path) = node.shows_files().then(|| TreePath::parse(format!("/nodes/{id}/fs"))) {
-            path.into_iter().for_each(|path| mount(path, id.clone(), Which::Files));
-        }
-        let asker = who_asks(who);
+    fn files(&self, node: &Node) -> Option<MountPoint> {
+        let id = node.id();
+        let path =
+            TreePath::parse(format!("/nodes/{id}/fs")).ok().filter(|_| node.shows_files())?;
+        let tree = self.nodes.tree(&id, Which::Files);
+        Some(MountPoint { path, members: vec![Member { name: id, tree, root: NodeId::ROOT }] })
+    }
+
+    /// The services of a node that the caller may use, where they stand, and under which names in the
+    /// catalogue's directory they are found again.
+    fn services(&self, state: &State, node: &Node, who: &Who) -> (Vec<MountPoint>, Vec<Bind>) {
+        let (id, mut places, mut aliases) = (node.id(), Vec::new(), Vec::new());
+        let token = who.project_token.as_deref();
+        let asker = Asker { admin: who.admin, agent_id: Some(&who.agent_id), token };
+        let mut taken = HashSet::new();
         for service in node.services.iter().filter(|s| s.runs() && s.has_a_name()) {
             if !service.admits(state, who.project_id.as_deref(), asker) {
                 continue;
             }
             let paths = service.paths(&id);
+            // Of two that want one place the first has it.
+            let paths: Vec<_> = paths.into_iter().filter(|p| taken.insert(p.clone())).collect();
             aliases.extend(paths.first().into_iter().flat_map(|at| aliases_of(&id, service, at)));
-            for path in paths {
-                let which = Which::Service(service.service_id.clone());
-                mount(path, format!("{id}:{}", service.service_id), which);
-            }
+            let tree = self.nodes.tree(&id, Which::Service(service.service_id.clone()));
+            let name = format!("{id}:{}", service.service_id);
+            places.extend(paths.into_iter().map(|path| {
+                let member = Member { name: name.clone(), tree: tree.clone(), root: NodeId::ROOT };
+                MountPoint { path, members: vec![member] }
+            }));
         }
-        aliases
+        (places, aliases)
     }
 
     fn project(&self, project: &Project, mounts: &mut Vec<MountPoint>) -> Vec<Bind> {
@@ -135,8 +147,7 @@ impl Trees {
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (union, who) in live {
             let Some(union) = union.upgrade() else { continue };
-            let (mounts, binds) = self.layout(&state, &who);
-            if let Err(e) = union.set(mounts, binds) {
+            if let Err(e) = self.lay_out(&state, &who, |mounts, binds| union.set(mounts, binds)) {
                 log::warn!("the tree of {} stays as it was: {e}", who.agent_id);
             }
         }
@@ -165,11 +176,6 @@ impl Trees {
         };
         std::thread::Builder::new().name("topology".into()).spawn(run).context("topology thread")
     }
-}
-
-fn who_asks(who: &Who) -> Asker<'_> {
-    let token = who.project_token.as_deref();
-    Asker { admin: who.admin, agent_id: Some(&who.agent_id), token }
 }
 
 /// Where the files of a service that stands at `at` are found beside what the catalogue says of it

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Time for one request that does not wait for something to read.
-const CALL_TIMEOUT_MS: u64 = 40_000;
+pub(super) const CALL_TIMEOUT_MS: u64 = 40_000;
 /// How often a lock that another holds is tried again, at first and at most.
 const LOCK_RETRY_MS: (u64, u64) = (5, 200);
 /// How long a waiting lock request waits; the client then asks again.

@@ -4,6 +4,7 @@ use super::pty_files;
 use super::service::{Driver, Service};
 use super::state::Op;
 use crate::base::{Result, now_ms};
+use crate::node::job::CALL_TIMEOUT_MS;
 use crate::vfs::synthetic::{
     File, FileStat, Item, OpenFile, Reply, dir, json_message, message, text,
 };
@@ -14,8 +15,9 @@ use std::sync::Arc;
 
 /// Old mounts send a message in pieces of whole pages, and each piece alone.
 const PAGE: usize = 4096;
-/// Beyond the time that a driver has: for its start, its end, and the way to and fro.
-const MARGIN_MS: u64 = 5_000;
+/// Beyond the time that a driver has: for those before it, for whom a request waits no longer than for
+/// anything else, for its start and its end, and for the way to and fro.
+const MARGIN_MS: u64 = CALL_TIMEOUT_MS + 5_000;
 
 /// The root of a service's tree.
 pub fn root(service: &Arc<Service>) -> Item {

@@ -371,6 +371,14 @@ fn users_see_the_services_of_their_projects_nodes_that_are_for_them() {
             assert_eq!(try_read(&mut user, &edge.path(&path)), Err("enoent".into()), "{path}");
         }
     }
+    // What the project itself mounts somewhere stands there.
+    let mounts = json!([{"node_id": edge.id, "export_name": "work", "mount_path": "/src"},
+        {"node_id": edge.id, "export_name": "work", "mount_path": edge.path("open")}]);
+    up(&mut admin, json!({"project_id": "proj-1", "desired_mounts": mounts}));
+    edge.eventually(&mut other, "open", "the project's mount", |names| names == "a.txt");
+    let mounts = json!([{"node_id": edge.id, "export_name": "work", "mount_path": "/src"}]);
+    up(&mut admin, json!({"project_id": "proj-1", "desired_mounts": mounts}));
+    edge.eventually(&mut other, "open", "the service again", |names| lists(names, "control"));
     // Who may not invoke in the project may not here.
     let policy = json!({"project_id": "proj-1", "access_policy": {"actions": {"invoke": "deny"}}});
     up(&mut admin, policy);
