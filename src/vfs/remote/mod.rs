@@ -6,6 +6,7 @@ mod dial;
 mod export;
 mod file;
 mod listing;
+mod numbered;
 mod peer;
 mod tree;
 

@@ -3,13 +3,13 @@
 //! growing steps.
 
 use super::export::unexpected;
+use super::numbered::{Numbered, Slots};
 use crate::base::{Cancel, Code, Deadline, Error, Gauge, Notify, Result, id, now_ms};
 use crate::net::{CallError, Message, Mux};
 use crate::vfs::{Caller, Watch};
 use crate::wire::fs::{
     self, Call, Event, Ext, Reply, Request, Slot, decode_bin_reply, decode_reply,
 };
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -430,45 +430,6 @@ impl Peer {
                 conn.close(None, "");
             }
         }
-    }
-}
-
-/// The numbers of requests in a session that must take effect once.
-#[derive(Default)]
-struct Slots(Arc<Mutex<InUse>>);
-
-#[derive(Default)]
-struct InUse {
-    next: u64,
-    open: BTreeSet<u64>,
-}
-
-/// A number in use: its reply may be asked for as long as this lives.
-pub(super) struct Numbered {
-    slots: Arc<Mutex<InUse>>,
-    rid: u64,
-}
-
-impl Slots {
-    fn number(&self) -> Numbered {
-        let mut s = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        s.next += 1;
-        let rid = s.next;
-        s.open.insert(rid);
-        Numbered { slots: self.0.clone(), rid }
-    }
-}
-
-impl Numbered {
-    pub fn slot(&self) -> Slot {
-        let s = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        Slot { rid: self.rid, ack: s.open.first().copied().unwrap_or(self.rid) }
-    }
-}
-
-impl Drop for Numbered {
-    fn drop(&mut self) {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner).open.remove(&self.rid);
     }
 }
 
