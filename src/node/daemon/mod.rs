@@ -211,13 +211,16 @@ impl Shared {
                     self.changed.wait(seen, Deadline::never()).block(Deadline::never(), &self.stop);
                 continue;
             };
+            let mut worked = false;
             let why = match Tunnel::open(net, &url, way.token.as_deref(), &identity, server, door) {
                 Ok(tunnel) => {
                     failures = 0;
+                    let proven = Deadline::after_ms(backoff.base_ms);
                     log::info!("serving files at {}", self.routed_url(&identity.node_id));
                     *self.tunnel() = Some(tunnel.conn.clone());
                     let why = tunnel.wait();
                     *self.tunnel() = None;
+                    worked = proven.passed();
                     why
                 }
                 Err(e) => e,
@@ -229,8 +232,9 @@ impl Shared {
                 self.disown(&identity, &why);
                 continue;
             }
-            failures += 1;
-            let ms = backoff.after_ms(failures);
+            // One that has worked for a while is made again at once.
+            failures += u32::from(!worked);
+            let ms = if worked { 0 } else { backoff.after_ms(failures) };
             log::warn!("no tunnel to the gateway: {why}; trying again in {ms} ms");
             self.pause(seen, ms);
         }
