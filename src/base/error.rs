@@ -77,6 +77,7 @@ codes! {
     SessionNotFound        "session_not_found"            ENOENT       66 404 Debug
     StorageError           "storage_error"                EIO          74 500 Error
     LimitExceeded          "limit_exceeded"               ENOSPC       69 429 Info
+    PreconditionFailed     "precondition_failed"          ESTALE       75 412 Debug
     QueueSaturated         "queue_saturated"              EAGAIN       75 503 Info
     ControlPlaneError      "control_plane_error"          EIO          70 500 Error
     // Nodes, agents, projects.

@@ -37,9 +37,7 @@ const PAYLOAD_MAX: u64 = 4 << 20;
 
 /// Operations that take `operator_token` (spec: control 5.4).
 fn takes_operator_token(operation: &str) -> bool {
-    let scoped =
-        |op: &crate::control::Op| op.name == operation && op.scope != crate::control::Scope::None;
-    crate::control::TABLE.iter().any(scoped)
+    crate::control::find(operation).is_some_and(|op| op.scope != crate::control::Scope::None)
 }
 
 pub fn run(args: Args) -> Result<()> {

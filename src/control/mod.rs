@@ -10,7 +10,7 @@ mod session;
 pub mod state;
 pub mod workspace;
 
-pub use ops::{Access, Answer, Context, Op, Scope, Scopes, TABLE, handle};
+pub use ops::{ALIASES, Access, Answer, Context, Op, Scope, Scopes, TABLE, find, handle};
 pub use plane::{Listener, Plane};
 pub use session::{Binding, Door, Gate, Principal, Role, Session};
 
@@ -60,7 +60,7 @@ impl Plane {
     }
 }
 
-fn system_project(now_ms: i64) -> Project {
+pub(in crate::control) fn system_project(now_ms: i64) -> Project {
     Project {
         number: 0,
         name: "System".into(),

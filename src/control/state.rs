@@ -105,6 +105,12 @@ impl Project {
     pub fn is_system(&self) -> bool {
         self.number == 0
     }
+
+    /// `updated_at_ms` of the version after this one: the time, and never the same twice, whatever the
+    /// clock does.
+    pub fn next_update_ms(&self, now_ms: i64) -> i64 {
+        now_ms.max(self.updated_at_ms.saturating_add(1))
+    }
 }
 
 /// Where an export of a node appears in a project. Several with one path are a failover group, in order

@@ -9,6 +9,10 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
+mod mounts;
+mod projects;
+mod table;
+
 #[derive(Default)]
 struct FakeAgents {
     known: Mutex<BTreeSet<String>>,
@@ -105,6 +109,18 @@ impl Client<'_> {
             "{reply}"
         );
         Code::from_wire(reply["error"]["code"].as_str().unwrap()).unwrap()
+    }
+
+    /// Makes a project and returns its id.
+    fn project(&mut self, name: &str) -> String {
+        let made = self.ok("project_create", json!({"name": name, "vision": "v"}));
+        made["project_id"].as_str().unwrap().to_owned()
+    }
+
+    /// Attaches as an agent to a project.
+    fn attach(&mut self, agent_id: &str, project_id: &str) {
+        let attach = json!({"session_key": "work", "agent_id": agent_id, "project_id": project_id});
+        self.ok("session_attach", attach);
     }
 
     /// Joins a node by invite and returns its id and secret.
@@ -275,61 +291,6 @@ fn a_node_keeps_its_lease_with_its_secret() {
     assert_eq!(admin.ok("node_get", json!({"node_id": id}))["node"]["labels"]["site"], "hq");
     node.ok("node_delete", json!({"node_id": id, "node_secret": secret}));
     assert_eq!(admin.err("node_get", json!({"node_id": id})), Code::NodeNotFound);
-}
-
-#[test]
-fn project_up_creates_then_updates_and_changes_nothing_when_it_fails() {
-    let g = Gateway::new();
-    let mut c = g.connect(Role::Admin);
-    let (first, _) = c.node("a");
-    let (second, _) = c.node("b");
-    let mount = |node: &str, path: &str| json!({"node_id": node, "export_name": "work", "mount_path": path});
-    let up = json!({"name": "Demo", "vision": "v", "activate": false,
-        "desired_mounts": [mount(&first, "/src/"), mount(&second, "/src"), mount(&first, "src")]});
-    let made = c.ok("project_up", up.clone());
-    assert_eq!(
-        (&made["project_id"], &made["created"], &made["activated"]),
-        (&json!("proj-1"), &json!(true), &json!(false))
-    );
-    let workspace = &made["workspace"];
-    assert_eq!(workspace["desired_mounts"].as_array().unwrap().len(), 2);
-    assert_eq!(workspace["mounts"][0]["node_id"], first);
-    assert_eq!(workspace["drift"]["count"], 0);
-    assert!(workspace["mounts"][0]["fs_auth_token"].is_string());
-    assert_eq!(c.ok("project_up", up)["created"], false);
-
-    let before = c.ok("project_get", json!({"project_id": "proj-1"}));
-    for (payload, code) in [
-        (json!({}), Code::MissingField),
-        (json!({"name": "New"}), Code::MissingField),
-        (json!({"project_id": "proj-404"}), Code::ProjectNotFound),
-        (
-            json!({"project_id": "proj-1", "name": "X", "desired_mounts": [mount("node-9", "/a")]}),
-            Code::NodeNotFound,
-        ),
-        (
-            json!({"project_id": "proj-1", "desired_mounts": [mount(&first, "/a"), mount(&first, "/a/b")]}),
-            Code::MountConflict,
-        ),
-        (
-            json!({"project_id": "proj-1", "desired_mounts": [mount(&first, "/a/../etc")]}),
-            Code::InvalidPayload,
-        ),
-        (json!({"project_id": "proj-1", "desired_mounts": 7}), Code::InvalidPayload),
-        (json!({"project_id": "system", "name": "X"}), Code::ProjectProtected),
-        (json!({"name": "a\u{1}", "vision": "v"}), Code::InvalidPayload),
-        (json!({"name": "x".repeat(129), "vision": "v"}), Code::InvalidPayload),
-    ] {
-        assert_eq!(c.err("project_up", payload.clone()), code, "{payload}");
-    }
-    assert_eq!(c.ok("project_get", json!({"project_id": "proj-1"})), before);
-    let list = c.ok("project_list", json!({}));
-    let ids: Vec<_> =
-        list["projects"].as_array().unwrap().iter().map(|p| &p["project_id"]).collect();
-    assert_eq!(ids, ["system", "proj-1"]);
-    c.ok("node_delete", json!({"node_id": first}));
-    let left = c.ok("project_get", json!({"project_id": "proj-1"}));
-    assert_eq!(left["mounts"].as_array().unwrap().len(), 1);
 }
 
 #[test]

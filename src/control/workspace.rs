@@ -16,14 +16,14 @@ pub struct Viewer<'a> {
     pub token: Option<&'a str>,
 }
 
-impl Viewer<'_> {
+impl<'a> Viewer<'a> {
     /// Node secrets open every file of a node, so only admins, and mother acting for one, see them
     /// (spec: control 14.1 and 14.2 row 11).
     fn sees_secrets(self) -> bool {
         self.admin
     }
 
-    pub fn asker(&self) -> Asker<'_> {
+    pub fn asker(self) -> Asker<'a> {
         Asker { admin: self.admin, agent_id: Some(self.agent_id), token: self.token }
     }
 }

@@ -63,6 +63,20 @@ impl<'a> Fields<'a> {
         self.0.iter().map(|(k, _)| &**k).find(|k| !known.contains(k))
     }
 
+    /// The same members under their first names, for those that have a second one, as in
+    /// `(second, first)`. Where both are given, the first name counts.
+    pub fn respelled(mut self, names: &[(&'static str, &'static str)]) -> Fields<'a> {
+        for (second, first) in names {
+            if self.get(first).is_some() {
+                continue;
+            }
+            for (key, _) in self.0.iter_mut().filter(|(key, _)| key == second) {
+                *key = Cow::Borrowed(first);
+            }
+        }
+        self
+    }
+
     fn typed<T: serde::Deserialize<'a>>(&self, name: &str, what: &str) -> Result<Option<T>> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let wrong = |_| Error::new(Code::InvalidPayload, format!("{name} must be {what}"));

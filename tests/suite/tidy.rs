@@ -122,6 +122,10 @@ fn the_protocol_page_has_an_entry_for_every_control_operation() {
         let entry = format!(".It Ic control.{}", op.name);
         assert!(text.contains(&entry), "spiderweb-protocol(7) has no {entry:?}");
     }
+    for (alias, _) in spiderweb::control::ALIASES {
+        let named = text.split(|c: char| c.is_whitespace() || c == '.').any(|word| word == *alias);
+        assert!(named, "spiderweb-protocol(7) does not name {alias}");
+    }
 }
 
 #[test]

@@ -3,11 +3,17 @@
 //! line here, an entry in spiderweb-protocol(7), a test.
 
 mod agents;
+mod aliases;
 mod handshake;
 mod joining;
+mod mounts;
 mod nodes;
+mod project_up;
 mod projects;
 mod sessions;
+mod workspaces;
+
+pub use aliases::ALIASES;
 
 use super::session::{Door, Role, Session};
 use super::state::{MOTHER, State};
@@ -16,6 +22,7 @@ use super::{Agents, Plane};
 use crate::base::{Code, Error, Result, id, now_ms};
 use crate::wire::control::{self, Correlation, RESPONSES};
 use crate::wire::{Envelope, Fields, Frame, Object};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Who may call.
@@ -93,10 +100,22 @@ pub const TABLE: &[Op] = &[
     op("node_list", Access::Admin, Scope::None, nodes::list),
     op("node_get", Access::Admin, Scope::None, nodes::get),
     op("node_delete", Access::Node, Scope::Node, nodes::delete),
-    op("project_up", Access::Anyone, Scope::Project, projects::up),
+    op("project_up", Access::Anyone, Scope::Project, project_up::up),
+    op("project_create", Access::Anyone, Scope::Project, projects::create),
+    op("project_update", Access::Anyone, Scope::Project, projects::update),
+    op("project_delete", Access::Anyone, Scope::Project, projects::delete),
+    op("project_activate", Access::Anyone, Scope::Project, projects::activate),
     op("project_list", Access::Anyone, Scope::None, projects::list).passing(),
     op("project_get", Access::Anyone, Scope::None, projects::get).passing(),
-    op("workspace_status", Access::Anyone, Scope::None, projects::workspace_status),
+    op("project_token_rotate", Access::Anyone, Scope::Project, projects::token_rotate),
+    op("project_token_revoke", Access::Anyone, Scope::Project, projects::token_revoke),
+    op("project_mount_set", Access::Anyone, Scope::Project, mounts::set),
+    op("project_mount_remove", Access::Anyone, Scope::Project, mounts::remove),
+    op("project_mount_list", Access::Anyone, Scope::None, mounts::list),
+    op("project_bind_set", Access::Anyone, Scope::Project, mounts::bind_set),
+    op("project_bind_remove", Access::Anyone, Scope::Project, mounts::bind_remove),
+    op("project_bind_list", Access::Anyone, Scope::None, mounts::bind_list),
+    op("workspace_status", Access::Anyone, Scope::None, workspaces::status),
 ];
 
 /// Names of the protocol that are not served yet: known, so answered `unsupported` rather than as
@@ -110,18 +129,15 @@ const RESERVED: &[&str] = &[
     "node_service_get",
     "node_service_watch",
     "node_service_unwatch",
-    "project_create",
-    "project_update",
-    "project_delete",
-    "project_mount_set",
-    "project_mount_remove",
-    "project_mount_list",
-    "project_token_rotate",
-    "project_token_revoke",
-    "project_activate",
     "reconcile_status",
     "audit_tail",
 ];
+
+/// The operation that a name, be it an alias, stands for.
+pub fn find(name: &str) -> Option<&'static Op> {
+    let name = aliases::first_name(name);
+    TABLE.iter().find(|op| op.name == name)
+}
 
 /// Scope tokens that are configured (spec: control 5.4).
 #[derive(Clone, Debug, Default)]
@@ -213,6 +229,14 @@ impl Call<'_> {
         }
     }
 
+    /// What opens a project: the token in the payload, else the one that the acting session holds, if
+    /// it is of that project. Errors: `invalid_payload`.
+    fn token_for(&self, project_id: &str) -> Result<Option<String>> {
+        let own = self.session.active().filter(|b| b.project_id.as_deref() == Some(project_id));
+        let own = || own.and_then(|b| b.project_token.clone());
+        Ok(self.project_token()?.or_else(own))
+    }
+
     /// A duration in milliseconds, capped to what a lease or invite may last.
     fn duration_ms(&self, name: &str, default_ms: i64) -> Result<i64> {
         match self.payload.i64(name)? {
@@ -235,6 +259,8 @@ impl Call<'_> {
 }
 
 const SECRET_MAX: usize = 256;
+/// Bytes of an error's message.
+const MESSAGE_MAX: usize = 512;
 /// Longest lease or invite (spec: control 18): 30 days.
 const DURATION_MAX_MS: i64 = 30 * 86_400_000;
 
@@ -248,13 +274,14 @@ pub struct Answer {
 pub fn handle(cx: &Context, session: &mut Session, envelope: &Envelope<'_>) -> Answer {
     let name = &*envelope.name;
     let id = envelope.id.as_deref();
-    let refuse = |e: Error, correlates: bool| {
+    let refuse = |mut e: Error, correlates: bool| {
+        e.message = shortened(e.message);
         let shown = envelope.correlation_id.as_deref().or(id);
         let correlation = if correlates { Correlation::Shown(shown) } else { Correlation::Omitted };
         let close = e.code == Code::ProtocolMismatch;
         Answer { frame: control::error(id, correlation, &e), close }
     };
-    let Some(op) = TABLE.iter().find(|op| op.name == name) else {
+    let Some(op) = find(name) else {
         return refuse(unknown(name), false);
     };
     if let Err(e) = admit(cx, session, op, envelope) {
@@ -262,9 +289,20 @@ pub fn handle(cx: &Context, session: &mut Session, envelope: &Envelope<'_>) -> A
     }
     let outcome = enter(cx, session, op, envelope).and_then(|mut call| (op.run)(&mut call));
     match outcome {
-        Ok(payload) => Answer { frame: control::reply(name, id, &payload.finish()), close: false },
+        Ok(payload) => {
+            let payload = aliases::answer(name, payload.finish());
+            Answer { frame: control::reply(name, id, &payload), close: false }
+        }
         Err(e) => refuse(e, op.correlates),
     }
+}
+
+/// Words for people, who would not read what a client sent in full.
+fn shortened(message: Cow<'static, str>) -> Cow<'static, str> {
+    if message.len() <= MESSAGE_MAX {
+        return message;
+    }
+    format!("{}...", &message[..message.floor_char_boundary(MESSAGE_MAX)]).into()
 }
 
 /// The error for a name without a handler (spec: control 3.3).
@@ -324,7 +362,7 @@ fn enter<'a>(
         }
     }
     let payload = match value {
-        Some(value) => Fields::of("payload", value)?,
+        Some(value) => Fields::of("payload", value)?.respelled(aliases::FIELDS),
         None if envelope.fields.has("payload") && scoped => {
             return Err(Error::new(Code::InvalidPayload, "payload must be an object"));
         }

@@ -57,7 +57,8 @@ pub(super) fn delete(call: &mut Call<'_>) -> Result<Object> {
         let mut changes = vec![Change::DeleteNode(node.number)];
         for project in state.projects.values() {
             if project.mounts.iter().any(|m| m.node_id == node_id) {
-                let mut project = Project { updated_at_ms: now_ms, ..(**project).clone() };
+                let updated_at_ms = project.next_update_ms(now_ms);
+                let mut project = Project { updated_at_ms, ..(**project).clone() };
                 project.mounts.retain(|m| m.node_id != node_id);
                 changes.push(Change::PutProject(Arc::new(project)));
             }

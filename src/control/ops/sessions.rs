@@ -4,7 +4,7 @@ use super::{Call, identifier};
 use crate::base::{Code, Error, Result};
 use crate::control::policy::{self, Action, Asker};
 use crate::control::session::{MAIN, SESSIONS_MAX};
-use crate::control::state::{Change, MOTHER, SYSTEM, State};
+use crate::control::state::{Change, MOTHER, Project, SYSTEM, State};
 use crate::control::{Binding, workspace};
 use crate::wire::Object;
 
@@ -33,22 +33,21 @@ pub(super) fn attach(call: &mut Call<'_>) -> Result<Object> {
     // Looked at before the agent is made: a refused attach leaves nothing behind.
     policy::check(call.cx.plane.state().project(&project_id)?, Action::Read, asker)?;
     call.cx.agents.ensure(&binding.agent_id)?;
-    call.cx
-        .plane
-        .mutate(|state, _| Ok(((), activation(state, &binding.agent_id, &project_id, asker)?)))?;
+    call.cx.plane.mutate(|state, _| {
+        Ok(((), activation(state, &binding.agent_id, state.project(&project_id)?, asker)?))
+    })?;
     call.session.bindings.insert(key.clone(), binding);
     call.session.active.clone_from(&key);
     described(call, &key)
 }
 
-/// The changes that make `project_id` the project of an agent (spec: control 8.8, project_activate).
+/// The changes that make `project` the project of an agent (spec: control 8.8, project_activate).
 pub(super) fn activation(
     state: &State,
     agent_id: &str,
-    project_id: &str,
+    project: &Project,
     asker: Asker<'_>,
 ) -> Result<Vec<Change>> {
-    let project = state.project(project_id)?;
     policy::check(project, Action::Read, asker)?;
     if agent_id == MOTHER && !project.is_system() && !asker.admin {
         return Err(Error::new(

@@ -1,0 +1,123 @@
+//! project_up: makes a project what its description says (spec: control 8.8). Everything is checked
+//! before anything changes.
+
+use super::Call;
+use super::mounts::{put_mounts, read_mounts};
+use super::projects::{Attributes, project_id, replaced, unprotected};
+use super::sessions::{activation, agent_id};
+use crate::base::{Code, Error, Result};
+use crate::control::policy::{self, Action, Asker};
+use crate::control::state::{Change, MOTHER, Mount, Project, State};
+use crate::control::workspace;
+use crate::wire::Object;
+use std::sync::Arc;
+
+struct Up {
+    project_id: Option<String>,
+    attributes: Attributes,
+    mounts: Option<Vec<Mount>>,
+    token: Option<String>,
+    activate: bool,
+    /// Ours: activate for this agent, which is made when it does not exist, instead of the acting one.
+    agent_id: Option<String>,
+}
+
+impl Up {
+    fn read(call: &Call<'_>) -> Result<Up> {
+        let f = &call.payload;
+        let project_id =
+            f.string("project_id")?.filter(|p| !p.is_empty()).map(project_id).transpose()?;
+        Ok(Up {
+            attributes: Attributes::read(f)?,
+            mounts: f.array("desired_mounts")?.map(|list| read_mounts(&list)).transpose()?,
+            token: match &project_id {
+                Some(id) => call.token_for(id)?,
+                None => call.project_token()?,
+            },
+            project_id,
+            activate: f.bool("activate")?.unwrap_or(true),
+            agent_id: f.string("agent_id")?.map(agent_id).transpose()?,
+        })
+    }
+
+    fn find<'s>(&self, state: &'s State) -> Result<Option<&'s Arc<Project>>> {
+        if let Some(id) = &self.project_id {
+            return state.project(id).map(Some);
+        }
+        let name = self.attributes.name.as_ref();
+        let name = name.ok_or_else(|| Error::missing("project_id or name"))?;
+        Ok(state.projects.values().find(|p| p.name == *name))
+    }
+
+    fn may_revise(&self, project: &Project, asker: Asker<'_>) -> Result<()> {
+        let attributes = !self.attributes.is_empty();
+        if attributes || self.mounts.is_some() {
+            unprotected(project)?;
+        } else {
+            policy::check(project, Action::Read, asker)?;
+        }
+        if self.mounts.is_some() {
+            policy::check(project, Action::Mount, asker)?;
+        }
+        if attributes {
+            policy::check(project, Action::Admin, asker)?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn up(call: &mut Call<'_>) -> Result<Object> {
+    let up = Up::read(call)?;
+    let acting = call.session.agent_id().unwrap_or_default().to_owned();
+    let agent = up.agent_id.clone().unwrap_or_else(|| acting.clone());
+    if up.activate && up.agent_id.is_some() {
+        if agent == MOTHER && !call.session.is_admin() {
+            return Err(Error::new(Code::Forbidden, "user role cannot act for mother"));
+        }
+        call.cx.agents.ensure(&agent)?;
+    }
+    let (activate, token) = (up.activate, up.token.clone());
+    let asker =
+        Asker { admin: call.session.is_admin(), agent_id: Some(&acting), token: token.as_deref() };
+    let (project, created) = call.cx.plane.mutate(|state, now_ms| {
+        let (project, created, mut changes) = applied(state, up, asker, now_ms)?;
+        if activate {
+            let asker = Asker { agent_id: Some(&agent), ..asker };
+            changes.extend(activation(state, &agent, &project, asker)?);
+        }
+        Ok(((project, created), changes))
+    })?;
+    let state = call.cx.plane.state();
+    let viewer = workspace::Viewer { agent_id: &agent, ..call.viewer(token.as_deref()) };
+    // The token goes to those who could set it: not to everyone who may read (spec: control 14.1).
+    let shown = (project.token_locked && call.session.is_admin()).then_some(&project.token);
+    Ok(Object::new()
+        .put("project_id", project.id())
+        .put("project_token", shown)
+        .put("created", created)
+        .put("activated", activate)
+        .object("workspace", workspace::status(&state, Some(&project), viewer, super::now())))
+}
+
+/// The project as described, and whether it is new.
+fn applied(
+    state: &State,
+    up: Up,
+    asker: Asker<'_>,
+    now_ms: i64,
+) -> Result<(Arc<Project>, bool, Vec<Change>)> {
+    let Some(old) = up.find(state)? else {
+        let (mut project, last) = up.attributes.create(state, now_ms)?;
+        put_mounts(state, &mut project, up.mounts.unwrap_or_default())?;
+        let project = Arc::new(project);
+        return Ok((project.clone(), true, vec![last, Change::PutProject(project)]));
+    };
+    up.may_revise(old, asker)?;
+    let mut new = (**old).clone();
+    up.attributes.apply(&mut new);
+    if let Some(mounts) = up.mounts {
+        put_mounts(state, &mut new, mounts)?;
+    }
+    let (project, changes) = replaced(old, new, now_ms);
+    Ok((project, false, changes))
+}
