@@ -3,6 +3,7 @@
 
 mod config;
 mod conformance;
+mod control;
 mod gateway;
 mod mount;
 mod net;
