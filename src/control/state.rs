@@ -5,7 +5,7 @@ use crate::base::{Code, Error, Result, ResultExt};
 use crate::wire::control::Platform;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The built-in agent that sets the others up (spec: control 5.3).
@@ -28,7 +28,14 @@ pub struct Node {
     pub joined_at_ms: i64,
     pub last_seen_ms: i64,
     pub lease_expires_at_ms: i64,
+    /// When the lease was renewed after it had run out; 0 for never.
+    #[serde(default)]
+    pub revived_at_ms: i64,
 }
+
+/// How long a node that came back has to stay before it takes over from one that was there (spec:
+/// control 18, hysteresis).
+const SETTLE_MS: i64 = 30_000;
 
 impl Node {
     pub fn id(&self) -> String {
@@ -37,6 +44,27 @@ impl Node {
 
     pub fn online(&self, now_ms: i64) -> bool {
         self.lease_expires_at_ms > now_ms
+    }
+
+    /// True for a while after the node came back.
+    pub fn is_settling(&self, now_ms: i64) -> bool {
+        let back_ms = now_ms.saturating_sub(self.revived_at_ms);
+        self.revived_at_ms > 0 && (0..SETTLE_MS).contains(&back_ms)
+    }
+
+    /// When the node next changes without anybody's doing: its lease ends, or it has settled.
+    pub fn turns_at_ms(&self, now_ms: i64) -> Option<i64> {
+        let lease = Some(self.lease_expires_at_ms).filter(|at| *at > now_ms);
+        let settled =
+            self.is_settling(now_ms).then(|| self.revived_at_ms.saturating_add(SETTLE_MS));
+        lease.into_iter().chain(settled).min()
+    }
+
+    /// The names of its exports, where its catalogue tells them, as the service `fs` does.
+    pub fn exports(&self) -> Option<BTreeSet<&str>> {
+        let told =
+            self.services.iter().find_map(|s| s.document["capabilities"]["exports"].as_array());
+        Some(told?.iter().filter_map(|name| name.as_str()).collect())
     }
 }
 

@@ -224,6 +224,7 @@ fn new_node(
         joined_at_ms: now_ms,
         last_seen_ms: now_ms,
         lease_expires_at_ms: now_ms + ttl_ms,
+        revived_at_ms: 0,
     }))
 }
 

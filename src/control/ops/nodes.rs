@@ -24,6 +24,7 @@ pub(super) fn lease_refresh(call: &mut Call<'_>) -> Result<Object> {
             lease_token: id::hex_token("lease-"),
             last_seen_ms: now_ms,
             lease_expires_at_ms: now_ms + ttl_ms,
+            revived_at_ms: if node.online(now_ms) { node.revived_at_ms } else { now_ms },
             ..(**node).clone()
         });
         Ok((node.clone(), vec![Change::PutNode(node)]))

@@ -1,0 +1,383 @@
+//! Which member of each failover group serves, and what has drifted from the wish (spec: control 10). A
+//! function of the state and the time: whoever asks at one moment gets one answer.
+
+use super::invoke::Invocations;
+use super::{Availability, Viewer};
+use crate::control::state::{Mount, Node, Project, State};
+use crate::wire::control::{MountState, WorkspaceMount};
+use serde::Serialize;
+use std::collections::{BTreeSet, HashMap};
+
+/// A difference between the wish and what serves now (spec: control 10.3).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Drift {
+    pub mount_path: String,
+    pub kind: &'static str,
+    pub severity: &'static str,
+    pub selected_node_id: String,
+    pub desired_node_id: String,
+    pub message: String,
+}
+
+/// A project's mounts as they stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Workspace {
+    /// Every configured mount.
+    pub desired: Vec<WorkspaceMount>,
+    /// One for each path.
+    pub selected: Vec<WorkspaceMount>,
+    pub drift: Vec<Drift>,
+}
+
+impl Workspace {
+    pub fn of(state: &State, project: &Project, viewer: Viewer<'_>, now_ms: i64) -> Workspace {
+        let mut nodes: HashMap<&str, Option<Seen<'_>>> = HashMap::new();
+        for mount in &project.mounts {
+            let seen = || state.node(&mount.node_id).ok().map(|n| Seen::of(n, viewer, now_ms));
+            nodes.entry(&mount.node_id).or_insert_with(seen);
+        }
+        let members =
+            project.mounts.iter().map(|mount| Member::of(mount, nodes[&*mount.node_id].as_ref()));
+        let visible = |m: &Member<'_>| {
+            m.seen.is_none_or(|seen| seen.invocations.may_see(m.mount, project, viewer))
+        };
+        let members: Vec<_> = members.filter(visible).collect();
+
+        let mut groups: Vec<Vec<&Member<'_>>> = Vec::new();
+        let mut by_path: HashMap<&str, usize> = HashMap::new();
+        for member in &members {
+            let place = *by_path.entry(&member.mount.mount_path).or_insert_with(|| {
+                groups.push(Vec::new());
+                groups.len() - 1
+            });
+            groups[place].push(member);
+        }
+        let mut workspace = Workspace {
+            desired: members.iter().map(|m| m.shown(viewer)).collect(),
+            ..Workspace::default()
+        };
+        for group in &groups {
+            let chosen = choose(group);
+            workspace.selected.push(chosen.shown(viewer));
+            workspace.drift.extend(drift(group, chosen));
+        }
+        workspace
+    }
+
+    pub fn availability(&self) -> Availability {
+        let count = |state| self.selected.iter().filter(|m| m.state == state).count();
+        Availability {
+            mounts_total: self.selected.len(),
+            online: count(MountState::Online),
+            degraded: count(MountState::Degraded),
+            missing: count(MountState::Missing),
+        }
+    }
+
+    /// What needs something done.
+    pub fn errors(&self) -> impl Iterator<Item = &Drift> {
+        self.drift.iter().filter(|d| d.severity == "error")
+    }
+
+    pub fn queue_depth(&self) -> usize {
+        self.errors().count()
+    }
+}
+
+/// What matters here of a node, looked at once however many of its exports are mounted.
+struct Seen<'s> {
+    node: &'s Node,
+    online: bool,
+    settling: bool,
+    exports: Option<BTreeSet<&'s str>>,
+    invocations: Invocations<'s>,
+}
+
+impl<'s> Seen<'s> {
+    fn of(node: &'s Node, viewer: Viewer<'_>, now_ms: i64) -> Seen<'s> {
+        Seen {
+            node,
+            online: node.online(now_ms),
+            settling: node.is_settling(now_ms),
+            exports: node.exports(),
+            // Admins see everything.
+            invocations: if viewer.admin { Default::default() } else { Invocations::of(node) },
+        }
+    }
+}
+
+/// How well a mount can serve, from bad to good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Health {
+    UnknownNode,
+    UnknownExport,
+    Offline,
+    Online,
+}
+
+struct Member<'s> {
+    mount: &'s Mount,
+    seen: Option<&'s Seen<'s>>,
+    health: Health,
+}
+
+impl<'s> Member<'s> {
+    fn of(mount: &'s Mount, seen: Option<&'s Seen<'s>>) -> Member<'s> {
+        let lacks = |names: &BTreeSet<&str>| !names.contains(&*mount.export_name);
+        let health = match seen {
+            None => Health::UnknownNode,
+            Some(seen) if seen.exports.as_ref().is_some_and(lacks) => Health::UnknownExport,
+            Some(seen) if seen.online => Health::Online,
+            Some(_) => Health::Offline,
+        };
+        Member { mount, seen, health }
+    }
+
+    fn revived_at_ms(&self) -> i64 {
+        self.seen.map_or(0, |seen| seen.node.revived_at_ms)
+    }
+
+    fn shown(&self, viewer: Viewer<'_>) -> WorkspaceMount {
+        let node = self.seen.map(|seen| seen.node);
+        WorkspaceMount {
+            mount_path: self.mount.mount_path.clone(),
+            node_id: self.mount.node_id.clone(),
+            export_name: self.mount.export_name.clone(),
+            node_name: node.map(|n| n.name.clone()),
+            fs_url: node.map(|n| n.fs_url.clone()),
+            fs_auth_token: node.filter(|_| viewer.sees_secrets()).map(|n| n.secret.clone()),
+            online: self.health == Health::Online,
+            state: match self.health {
+                Health::UnknownNode | Health::UnknownExport => MountState::Missing,
+                Health::Offline => MountState::Degraded,
+                Health::Online => MountState::Online,
+            },
+        }
+    }
+}
+
+/// The first configured of the best: not the one whose lease is longest, so the choice does not flip at
+/// every refresh. One that has just come back waits while another serves that was there before it.
+fn choose<'m, 's>(group: &[&'m Member<'s>]) -> &'m Member<'s> {
+    let best = group.iter().map(|m| m.health).max();
+    let candidates = || group.iter().copied().filter(|m| Some(m.health) == best);
+    let oldest_ms = candidates().map(Member::revived_at_ms).min().unwrap_or_default();
+    let waits = |m: &&Member<'_>| {
+        m.health == Health::Online
+            && m.seen.is_some_and(|seen| seen.settling)
+            && oldest_ms < m.revived_at_ms()
+    };
+    candidates().find(|m| !waits(m)).unwrap_or(group[0])
+}
+
+fn drift(group: &[&Member<'_>], chosen: &Member<'_>) -> Vec<Drift> {
+    let first = group[0];
+    let path = &chosen.mount.mount_path;
+    let item = |of: &Member<'_>, kind, severity, what: &str| Drift {
+        mount_path: path.clone(),
+        kind,
+        severity,
+        selected_node_id: chosen.mount.node_id.clone(),
+        desired_node_id: of.mount.node_id.clone(),
+        message: format!("{path}: {what}"),
+    };
+    let node = |m: &Member<'_>, what: &str| format!("node {} {what}", m.mount.node_id);
+    let lacking = |m: &Member<'_>| node(m, &format!("has no export {:?}", m.mount.export_name));
+    let mut all = Vec::new();
+    match chosen.health {
+        Health::UnknownNode => {
+            all.push(item(first, "missing_node", "error", &node(chosen, "is not known")))
+        }
+        Health::UnknownExport => all.push(item(first, "missing_export", "error", &lacking(chosen))),
+        Health::Offline => {
+            all.push(item(first, "node_offline", "error", &node(chosen, "is offline")))
+        }
+        Health::Online if std::ptr::eq(chosen, first) => {}
+        Health::Online => {
+            let what = node(chosen, "serves in place of the first choice");
+            all.push(item(first, "failover_active", "warning", &what));
+        }
+    }
+    // A name that is wrong does not mend itself, be it of a member that only stands by.
+    let others = group.iter().filter(|m| !std::ptr::eq(**m, chosen));
+    let wrong = others.filter(|m| m.health == Health::UnknownExport);
+    all.extend(wrong.map(|m| item(m, "missing_export", "warning", &lacking(m))));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::state::{Change, Service};
+    use crate::wire::control::Platform;
+    use serde_json::{Value, json};
+    use std::sync::Arc;
+
+    /// A project with mounts at `/src` of export `work` of `nodes`, seen at 100 seconds.
+    struct House {
+        state: State,
+        project: Project,
+    }
+
+    const NOW_MS: i64 = 100_000;
+
+    /// A node that has been there for long.
+    fn node(number: u64, lease_expires_at_ms: i64) -> Node {
+        Node {
+            number,
+            name: format!("n{number}"),
+            fs_url: format!("ws://127.0.0.1:{number}/v2/fs"),
+            secret: "secret-x".into(),
+            lease_token: "lease-x".into(),
+            platform: Platform::default(),
+            labels: Default::default(),
+            services: vec![],
+            joined_at_ms: 0,
+            last_seen_ms: 0,
+            lease_expires_at_ms,
+            revived_at_ms: 0,
+        }
+    }
+
+    fn up(number: u64) -> Node {
+        node(number, NOW_MS + 100_000)
+    }
+
+    fn down(number: u64) -> Node {
+        node(number, NOW_MS - 1)
+    }
+
+    fn with(document: Value, node: Node) -> Node {
+        let service = Service { service_id: "fs".into(), version: "1".into(), document };
+        Node { services: vec![service], ..node }
+    }
+
+    fn exporting(names: &[&str], node: Node) -> Node {
+        with(json!({"capabilities": {"exports": names}}), node)
+    }
+
+    impl House {
+        fn of(nodes: Vec<Node>) -> House {
+            let mut project = crate::control::system_project(0);
+            project.number = 1;
+            project.token_locked = false;
+            project.mounts = (1..=nodes.len().max(1))
+                .map(|n| Mount {
+                    mount_path: "/src".into(),
+                    node_id: format!("node-{n}"),
+                    export_name: "work".into(),
+                })
+                .collect();
+            let mut state = State::default();
+            nodes.into_iter().for_each(|n| state.apply(&Change::PutNode(Arc::new(n))));
+            House { state, project }
+        }
+
+        fn seen(&self, admin: bool, token: Option<&str>) -> Workspace {
+            let viewer = Viewer { agent_id: "a", admin, token };
+            Workspace::of(&self.state, &self.project, viewer, NOW_MS)
+        }
+    }
+
+    /// The node that serves, and what is said of it: kind, severity, the node that is meant.
+    fn resolved(nodes: Vec<Node>) -> (String, Vec<(&'static str, &'static str, String)>) {
+        let workspace = House::of(nodes).seen(true, None);
+        let drift = workspace.drift.into_iter();
+        let said = drift.map(|d| (d.kind, d.severity, d.desired_node_id)).collect();
+        (workspace.selected[0].node_id.clone(), said)
+    }
+
+    #[test]
+    fn the_first_configured_online_member_serves_whatever_the_leases_say() {
+        let (one, two) = (|| "node-1".to_owned(), || "node-2".to_owned());
+        assert_eq!(resolved(vec![up(1), node(2, NOW_MS * 9)]), (one(), vec![]));
+        let failover = ("failover_active", "warning", one());
+        assert_eq!(resolved(vec![down(1), up(2)]), (two(), vec![failover]));
+        let offline = ("node_offline", "error", one());
+        assert_eq!(resolved(vec![down(1), node(2, NOW_MS)]), (one(), vec![offline]));
+        assert_eq!(resolved(vec![]), (one(), vec![("missing_node", "error", one())]));
+        let house = House::of(vec![]);
+        let missing = house.seen(true, None);
+        assert_eq!((missing.availability().missing, missing.queue_depth()), (1, 1));
+    }
+
+    #[test]
+    fn an_export_that_the_node_does_not_have_is_drift() {
+        let (one, two) = (|| "node-1".to_owned(), || "node-2".to_owned());
+        let wrong = |severity, node: String| ("missing_export", severity, node);
+        assert_eq!(
+            resolved(vec![exporting(&["other"], up(1))]),
+            (one(), vec![wrong("error", one())])
+        );
+        assert_eq!(resolved(vec![exporting(&["other", "work"], up(1))]), (one(), vec![]));
+        let failover = ("failover_active", "warning", one());
+        assert_eq!(
+            resolved(vec![exporting(&[], up(1)), up(2)]),
+            (two(), vec![failover, wrong("warning", one())])
+        );
+        // One that only stands by is told of, too; one that is away may yet come.
+        assert_eq!(
+            resolved(vec![up(1), exporting(&["x"], up(2))]),
+            (one(), vec![wrong("warning", two())])
+        );
+        assert_eq!(resolved(vec![exporting(&["x"], up(1)), down(2)]).0, two());
+        let nonsense = with(json!({"capabilities": {"exports": "work"}}), up(1));
+        assert_eq!(
+            resolved(vec![nonsense]),
+            (one(), vec![]),
+            "nothing is said, so nothing is known"
+        );
+    }
+
+    #[test]
+    fn a_node_that_came_back_waits_until_it_has_settled() {
+        let back = |number, ago_ms| Node { revived_at_ms: NOW_MS - ago_ms, ..up(number) };
+        let serves = |nodes| resolved(nodes).0;
+        assert_eq!(serves(vec![back(1, 0), up(2)]), "node-2");
+        assert_eq!(serves(vec![back(1, 29_999), up(2)]), "node-2");
+        assert_eq!(serves(vec![back(1, 30_000), up(2)]), "node-1");
+        assert_eq!(serves(vec![back(1, 10), down(2)]), "node-1", "better than none");
+        // The one that was first back keeps serving; those that came at once go by their order.
+        assert_eq!(serves(vec![back(1, 10), back(2, 20)]), "node-2");
+        assert_eq!(serves(vec![back(1, 20), back(2, 10)]), "node-1");
+        assert_eq!(serves(vec![back(1, 20), back(2, 20)]), "node-1");
+        assert_eq!(serves(vec![back(1, -60_000), up(2)]), "node-1", "a clock that was set back");
+        assert_eq!(back(1, 0).turns_at_ms(NOW_MS), Some(NOW_MS + 30_000));
+        assert_eq!(up(1).turns_at_ms(NOW_MS), Some(NOW_MS + 100_000));
+        assert_eq!(down(1).turns_at_ms(NOW_MS), None);
+    }
+
+    #[test]
+    fn secrets_and_services_are_shown_to_those_who_may_have_them() {
+        let terminal = json!({"capabilities": {"invoke": true}, "endpoints": ["/src"],
+            "permissions": {"require_project_token": true}});
+        let mut house = House::of(vec![with(terminal, up(1))]);
+        let admin = house.seen(true, None);
+        assert_eq!(admin.selected[0].fs_auth_token.as_deref(), Some("secret-x"));
+        assert_eq!(house.seen(false, None), Workspace::default(), "the service wants a token");
+        let user = house.seen(false, Some("any"));
+        assert_eq!((user.selected.len(), &user.selected[0].fs_auth_token), (1, &None));
+        let fields = serde_json::to_string(&json!({"invoke": "deny"})).unwrap();
+        let fields = crate::wire::Fields::parse(&fields).unwrap();
+        house.project.policy = crate::control::policy::Policy::read(&fields).unwrap();
+        assert_eq!(house.seen(false, Some("any")).desired, vec![], "the project does not let him");
+    }
+
+    #[test]
+    fn groups_keep_the_order_in_which_they_were_set() {
+        let mut house = House::of(vec![up(1), up(2)]);
+        let path = |n: &usize| format!("/m{}", n % 3);
+        house.project.mounts = (0..9)
+            .map(|n| Mount {
+                mount_path: path(&n),
+                node_id: format!("node-{}", 1 + n / 3 % 2),
+                export_name: format!("e{n}"),
+            })
+            .collect();
+        let seen = house.seen(true, None);
+        let selected: Vec<_> =
+            seen.selected.iter().map(|m| (&*m.mount_path, &*m.export_name)).collect();
+        assert_eq!(selected, [("/m0", "e0"), ("/m1", "e1"), ("/m2", "e2")]);
+        assert_eq!(seen.desired.len(), 9);
+    }
+}
