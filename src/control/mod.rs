@@ -6,6 +6,7 @@ mod catalogue;
 mod ops;
 mod plane;
 pub mod policy;
+pub mod reconcile;
 mod session;
 pub mod state;
 pub mod workspace;

@@ -2,6 +2,7 @@
 //! durable, then published and answered; many may be on their way to the disk at once. Readers see only
 //! what is durable.
 
+use super::reconcile::Reconciler;
 use super::state::{Change, PREFIX, State};
 use crate::base::{Code, Error, Notify, Result, now_ms};
 use crate::store::{Kv, Txn};
@@ -18,6 +19,7 @@ pub struct Plane {
     published: RwLock<Arc<State>>,
     listeners: RwLock<Vec<Listener>>,
     changed: Notify,
+    pub(super) reconciler: Reconciler,
 }
 
 /// The newest state, which mutations are validated against, with those still on their way.
@@ -39,6 +41,7 @@ impl Plane {
             head: Mutex::new(Head { state, in_flight: 0, stale: false }),
             listeners: RwLock::default(),
             changed: Notify::default(),
+            reconciler: Reconciler::default(),
         }))
     }
 

@@ -12,6 +12,7 @@ use std::sync::Mutex;
 mod mounts;
 mod projects;
 mod table;
+mod workspaces;
 
 #[derive(Default)]
 struct FakeAgents {

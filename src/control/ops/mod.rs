@@ -116,6 +116,7 @@ pub const TABLE: &[Op] = &[
     op("project_bind_remove", Access::Anyone, Scope::Project, mounts::bind_remove),
     op("project_bind_list", Access::Anyone, Scope::None, mounts::bind_list),
     op("workspace_status", Access::Anyone, Scope::None, workspaces::status),
+    op("reconcile_status", Access::Anyone, Scope::None, workspaces::reconcile_status),
 ];
 
 /// Names of the protocol that are not served yet: known, so answered `unsupported` rather than as
@@ -129,7 +130,6 @@ const RESERVED: &[&str] = &[
     "node_service_get",
     "node_service_watch",
     "node_service_unwatch",
-    "reconcile_status",
     "audit_tail",
 ];
 
