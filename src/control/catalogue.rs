@@ -5,6 +5,7 @@ use super::policy::{Action, Asker, check};
 use super::state::{MOTHER, Node, Service, State};
 use crate::base::{Name, TreePath, id};
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// Places in the namespace that one service may have.
 const PATHS_MAX: usize = 8;
@@ -18,6 +19,13 @@ impl Node {
     /// Whether it has files of its own: one that has never published a catalogue may.
     pub fn shows_files(&self) -> bool {
         self.services.is_empty() || self.services.iter().any(|s| s.kind() == "fs")
+    }
+
+    /// The names of its exports, where its catalogue tells them, as the service `fs` does.
+    pub fn exports(&self) -> Option<BTreeSet<&str>> {
+        let lists = self.services.iter().map(|s| &s.document["capabilities"]["exports"]);
+        let told = lists.filter_map(Value::as_array).next()?;
+        Some(told.iter().filter_map(Value::as_str).collect())
     }
 }
 
@@ -76,6 +84,20 @@ impl Service {
             paths.extend(own.ok().filter(is_free));
         }
         paths
+    }
+
+    /// Whether it can be invoked, by its own account (spec: control 10.4).
+    pub fn is_invokable(&self) -> bool {
+        let (ops, capabilities) = (&self.document["ops"], &self.document["capabilities"]);
+        let named = |v: &Value| v.as_str().is_some_and(|path| !path.trim().is_empty());
+        capabilities["invoke"] == true || named(&ops["invoke"]) || named(&ops["paths"]["invoke"])
+    }
+
+    /// Every path at which it says that it is, wherever.
+    pub fn claims(&self) -> impl Iterator<Item = &str> {
+        let list = |member: &str| self.document[member].as_array().into_iter().flatten();
+        let mounts = list("mounts").map(|m| &m["mount_path"]);
+        mounts.chain(list("endpoints")).filter_map(Value::as_str)
     }
 
     /// Whether it may be seen and used (spec: namespace 9.5) by somebody who works in this project.
@@ -157,6 +179,21 @@ mod tests {
         assert!(reserved.paths("node-1").is_empty());
         let many: Vec<_> = (0..100).map(|n| at(&format!("/nodes/node-1/{n}"))).collect();
         assert_eq!(paths(json!({"mounts": many})).len(), PATHS_MAX);
+    }
+
+    #[test]
+    fn a_service_is_invokable_by_any_of_three_marks() {
+        for (document, is) in [
+            (json!({"capabilities": {"invoke": true}}), true),
+            (json!({"capabilities": {"invoke": "true"}}), false),
+            (json!({"ops": {"invoke": "control/invoke.json"}}), true),
+            (json!({"ops": {"invoke": " "}}), false),
+            (json!({"ops": {"paths": {"invoke": "x"}}}), true),
+            (json!({"ops": {"paths": []}}), false),
+            (json!({}), false),
+        ] {
+            assert_eq!(service(document.clone()).is_invokable(), is, "{document}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::base::{Code, Error, Result, ResultExt};
 use crate::wire::control::Platform;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The built-in agent that sets the others up (spec: control 5.3).
@@ -58,13 +58,6 @@ impl Node {
         let settled =
             self.is_settling(now_ms).then(|| self.revived_at_ms.saturating_add(SETTLE_MS));
         lease.into_iter().chain(settled).min()
-    }
-
-    /// The names of its exports, where its catalogue tells them, as the service `fs` does.
-    pub fn exports(&self) -> Option<BTreeSet<&str>> {
-        let told =
-            self.services.iter().find_map(|s| s.document["capabilities"]["exports"].as_array());
-        Some(told?.iter().filter_map(|name| name.as_str()).collect())
     }
 }
 

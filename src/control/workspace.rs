@@ -1,6 +1,5 @@
 //! The view of a project's mounts (spec: control 8.7 and 10): who may look, and what is shown.
 
-mod invoke;
 mod resolve;
 
 pub use resolve::{Drift, Workspace};

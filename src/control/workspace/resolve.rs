@@ -1,9 +1,8 @@
 //! Which member of each failover group serves, and what has drifted from the wish (spec: control 10). A
 //! function of the state and the time: whoever asks at one moment gets one answer.
 
-use super::invoke::Invocations;
 use super::{Availability, Viewer};
-use crate::control::state::{Mount, Node, Project, State};
+use crate::control::state::{Mount, Node, Project, Service, State};
 use crate::wire::control::{MountState, WorkspaceMount};
 use serde::Serialize;
 use std::collections::{BTreeSet, HashMap};
@@ -31,6 +30,7 @@ pub struct Workspace {
 
 impl Workspace {
     pub fn of(state: &State, project: &Project, viewer: Viewer<'_>, now_ms: i64) -> Workspace {
+        let project_id = project.id();
         let mut nodes: HashMap<&str, Option<Seen<'_>>> = HashMap::new();
         for mount in &project.mounts {
             let seen = || state.node(&mount.node_id).ok().map(|n| Seen::of(n, viewer, now_ms));
@@ -39,7 +39,9 @@ impl Workspace {
         let members =
             project.mounts.iter().map(|mount| Member::of(mount, nodes[&*mount.node_id].as_ref()));
         let visible = |m: &Member<'_>| {
-            m.seen.is_none_or(|seen| seen.invocations.may_see(m.mount, project, viewer))
+            let services = m.seen.and_then(|seen| seen.invokable.get(&*m.mount.mount_path));
+            let admitted = |s: &&Service| s.admits(state, Some(&project_id), viewer.asker());
+            services.is_none_or(|services| services.iter().all(admitted))
         };
         let members: Vec<_> = members.filter(visible).collect();
 
@@ -90,18 +92,23 @@ struct Seen<'s> {
     online: bool,
     settling: bool,
     exports: Option<BTreeSet<&'s str>>,
-    invocations: Invocations<'s>,
+    /// Services that can be invoked, by the paths that they are at: who may not use them does not see
+    /// them (spec: control 10.4). Admins see everything.
+    invokable: HashMap<&'s str, Vec<&'s Service>>,
 }
 
 impl<'s> Seen<'s> {
     fn of(node: &'s Node, viewer: Viewer<'_>, now_ms: i64) -> Seen<'s> {
+        let mut invokable: HashMap<&str, Vec<&Service>> = HashMap::new();
+        for service in node.services.iter().filter(|s| !viewer.admin && s.is_invokable()) {
+            service.claims().for_each(|path| invokable.entry(path).or_default().push(service));
+        }
         Seen {
             node,
             online: node.online(now_ms),
             settling: node.is_settling(now_ms),
             exports: node.exports(),
-            // Admins see everything.
-            invocations: if viewer.admin { Default::default() } else { Invocations::of(node) },
+            invokable,
         }
     }
 }
@@ -273,6 +280,11 @@ mod tests {
             House { state, project }
         }
 
+        /// Makes the project known as it is.
+        fn put(&mut self) {
+            self.state.apply(&Change::PutProject(Arc::new(self.project.clone())));
+        }
+
         fn seen(&self, admin: bool, token: Option<&str>) -> Workspace {
             let viewer = Viewer { agent_id: "a", admin, token };
             Workspace::of(&self.state, &self.project, viewer, NOW_MS)
@@ -352,6 +364,7 @@ mod tests {
         let terminal = json!({"capabilities": {"invoke": true}, "endpoints": ["/src"],
             "permissions": {"require_project_token": true}});
         let mut house = House::of(vec![with(terminal, up(1))]);
+        house.put();
         let admin = house.seen(true, None);
         assert_eq!(admin.selected[0].fs_auth_token.as_deref(), Some("secret-x"));
         assert_eq!(house.seen(false, None), Workspace::default(), "the service wants a token");
@@ -360,6 +373,7 @@ mod tests {
         let fields = serde_json::to_string(&json!({"invoke": "deny"})).unwrap();
         let fields = crate::wire::Fields::parse(&fields).unwrap();
         house.project.policy = crate::control::policy::Policy::read(&fields).unwrap();
+        house.put();
         assert_eq!(house.seen(false, Some("any")).desired, vec![], "the project does not let him");
     }
 
