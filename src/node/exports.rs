@@ -178,9 +178,11 @@ impl Exports {
 
     /// True for exports of the same names in the same order.
     pub fn is_alike(&self, other: &Exports) -> bool {
-        let names =
-            |e: &Exports| -> Vec<_> { e.read().all().map(|(_, e)| e.name.clone()).collect() };
-        Arc::ptr_eq(&self.0, &other.0) || names(self) == names(other)
+        Arc::ptr_eq(&self.0, &other.0) || self.names() == other.names()
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.read().all().map(|(_, e)| e.name.clone()).collect()
     }
 
     /// What the hello tells: the logical AND over all exports (spec: fs 3.1).

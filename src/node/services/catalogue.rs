@@ -21,13 +21,15 @@ fn mount(id: &str, path: &str, state: &str) -> Value {
     json!({"mount_id": id, "mount_path": path, "state": state})
 }
 
-pub fn files(files: Files, node_id: &str) -> Value {
+/// `exports`: the names of all exports, those of services too, so that a gateway can tell a wrong one.
+pub fn files(files: Files, exports: &[String], node_id: &str) -> Value {
     let path = format!("/nodes/{node_id}/fs");
     let mut permissions = roles();
     permissions["fs_roots"] = "export-scoped".into();
     json!({"service_id": "fs", "kind": "fs", "version": "1", "state": "online",
         "endpoints": [path], "mounts": [mount("fs", &path, "online")],
-        "capabilities": {"rw": files.writable, "export_count": files.export_count},
+        "capabilities": {"rw": files.writable, "export_count": files.export_count,
+            "exports": exports},
         "ops": {"model": "namespace", "style": "plan9"},
         "runtime": {"type": "builtin", "abi": "namespace-driver-v1"},
         "permissions": permissions,

@@ -159,7 +159,7 @@ impl Services {
     /// The entries for a gateway's catalogue, as a JSON array. `files`: what the service `fs` is.
     pub fn catalogue(&self, node_id: &str, files: Option<Files>) -> String {
         let mut all: Vec<Value> = Vec::new();
-        all.extend(files.map(|f| catalogue::files(f, node_id)));
+        all.extend(files.map(|f| catalogue::files(f, &self.exports.names(), node_id)));
         all.extend(self.options.terminals.iter().map(|id| catalogue::terminal(id, node_id)));
         let set = self.set();
         all.extend(set.entries.values().map(|e| {

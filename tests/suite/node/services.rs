@@ -688,7 +688,19 @@ fn a_member_publishes_its_services_and_follows_their_manifests() {
     let terminal = service("terminal-1").unwrap();
     assert_eq!(terminal["capabilities"]["pty"], true);
     let fs = service("fs").unwrap();
-    assert_eq!(fs["capabilities"], json!({"rw": true, "export_count": 1}));
+    let exports = json!(["work", "terminal-1", "svc-echo"]);
+    assert_eq!(fs["capabilities"], json!({"rw": true, "export_count": 1, "exports": exports}));
+    // So the gateway knows a name that is wrong.
+    let mount = |export: &str| json!({"mount_path": format!("/{export}"), "node_id": id, "export_name": export});
+    let up = json!({"name": "Demo", "vision": "v", "activate": false,
+        "desired_mounts": [mount("work"), mount("svc-echo"), mount("wrok")]});
+    let made = gateway.admin().control("project_up", up).unwrap();
+    let drift = &made["workspace"]["drift"];
+    assert_eq!(
+        (&drift["count"], &drift["items"][0]["kind"]),
+        (&json!(1), &json!("missing_export"))
+    );
+    assert_eq!(drift["items"][0]["mount_path"], "/wrok");
     assert_eq!(fs["permissions"]["fs_roots"], "export-scoped");
     std::fs::remove_file(&driver).unwrap();
     entry("offline");
