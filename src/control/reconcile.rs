@@ -49,9 +49,9 @@ pub struct Known {
     pub last_success_ms: i64,
 }
 
-/// What the choice depends on.
+/// What of a node its mounts depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Presence {
+pub struct Presence {
     online: bool,
     settling: bool,
     fs_url: String,
@@ -59,7 +59,7 @@ struct Presence {
 }
 
 impl Presence {
-    fn of(node: &Node, now_ms: i64) -> Presence {
+    pub fn of(node: &Node, now_ms: i64) -> Presence {
         let owned = |names: BTreeSet<&str>| names.into_iter().map(str::to_owned).collect();
         Presence {
             online: node.online(now_ms),

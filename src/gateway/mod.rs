@@ -86,7 +86,7 @@ pub struct Running {
     net: Arc<Net>,
     db: Arc<Db>,
     listener: Listener,
-    following: [JoinHandle<()>; 2],
+    following: [JoinHandle<()>; 3],
     stop: Cancel,
     /// The tokens were made at this start.
     pub new_tokens: bool,
@@ -137,7 +137,10 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     });
     let stop = Cancel::new();
     let workspaces = gateway.topology.follow(gateway.control.plane.clone(), stop.clone())?;
-    let following = [gateway.trees.follow(stop.clone())?, workspaces];
+    let nodes = gateway.nodes.clone();
+    let on_return = Arc::new(move |node_id: &str| nodes.reachable(node_id));
+    let reconcile = gateway.control.plane.follow_nodes(on_return, stop.clone())?;
+    let following = [gateway.trees.follow(stop.clone())?, workspaces, reconcile];
     let listener = listen(&gateway, &net)?;
     gateway.ready.store(true, Ordering::Release);
     Ok(Running { gateway, net, db, listener, following, stop, new_tokens })

@@ -5,7 +5,8 @@
 
 use super::client::Shared;
 use crate::base::{Cancel, Deadline, Result, ResultExt, now_ms};
-use crate::control::state::{Mount, Node, Project, State, id_number};
+use crate::control::reconcile::Presence;
+use crate::control::state::{Mount, Project, State, id_number};
 use crate::control::{Plane, workspace};
 use crate::net::{Conn, Message};
 use crate::wire::Object;
@@ -111,39 +112,33 @@ fn frame(request: &str, category: &str, payload: Object) -> Object {
 /// What workspaces depend on, at one moment.
 struct Picture {
     projects: BTreeMap<u64, Arc<Project>>,
-    /// By number, and whether their lease holds.
-    nodes: BTreeMap<u64, (Arc<Node>, bool)>,
-    /// When the next lease ends.
-    expires_ms: Option<i64>,
+    /// By number.
+    nodes: BTreeMap<u64, Presence>,
+    /// When the next node changes without anybody's doing.
+    turns_at_ms: Option<i64>,
 }
 
 impl Picture {
     fn of(state: &State, now_ms: i64) -> Picture {
         let nodes = state.nodes.iter();
-        let leases = state.nodes.values().map(|n| n.lease_expires_at_ms);
         Picture {
             projects: state.projects.clone(),
-            nodes: nodes.map(|(k, n)| (*k, (n.clone(), n.online(now_ms)))).collect(),
-            expires_ms: leases.filter(|at| *at > now_ms).min(),
+            nodes: nodes.map(|(k, n)| (*k, Presence::of(n, now_ms))).collect(),
+            turns_at_ms: state.nodes.values().filter_map(|n| n.turns_at_ms(now_ms)).min(),
         }
     }
 
     /// By when to look again, whatever happens.
     fn until(&self) -> Deadline {
         let left = |at: i64| u64::try_from(at - now_ms()).unwrap_or(0);
-        self.expires_ms.map_or_else(Deadline::never, |at| Deadline::after_ms(left(at) + 1))
-    }
-
-    /// What others see of a node.
-    fn presence(&self, number: &u64) -> Option<(bool, &str)> {
-        self.nodes.get(number).map(|(node, online)| (*online, &*node.fs_url))
+        self.turns_at_ms.map_or_else(Deadline::never, |at| Deadline::after_ms(left(at) + 1))
     }
 
     /// The projects whose workspace is another than in `old`, and why.
     fn differs<'p>(&'p self, old: &Picture) -> Vec<(&'p Project, &'static str)> {
         let numbers = self.nodes.keys().chain(old.nodes.keys());
         let moved: BTreeSet<&u64> =
-            numbers.filter(|n| self.presence(n) != old.presence(n)).collect();
+            numbers.filter(|n| self.nodes.get(n) != old.nodes.get(n)).collect();
         let changed = |(number, project): (&u64, &'p Arc<Project>)| {
             let before = old.projects.get(number);
             // One that has not changed is the very same value.

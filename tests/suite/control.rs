@@ -12,6 +12,7 @@ struct House {
     admin: Client,
     node: Node,
     node_id: String,
+    secret: Value,
 }
 
 impl House {
@@ -31,7 +32,7 @@ impl House {
             "session_attach",
             json!({"session_key": "w", "agent_id": "alice", "project_id": "proj-1"}),
         );
-        House { gateway, admin, node, node_id: node_id.to_owned() }
+        House { gateway, admin, node, node_id: node_id.to_owned(), secret: secret.clone() }
     }
 
     fn mount(&self, path: &str) -> Value {
@@ -106,6 +107,44 @@ fn a_mount_follows_what_is_mounted_and_bound_in_its_project() {
     until("both to be gone", || {
         mounted.shell("test ! -e src && test ! -e repo", dir.path()).status.success()
     });
+}
+
+#[test]
+fn subscribers_hear_of_mounts_binds_and_exports() {
+    let dir = Scratch::new();
+    let mut house = House::start(&dir);
+    let mut watcher = house.gateway.admin();
+    watcher.control("debug_subscribe", json!({}));
+    assert_eq!(watcher.pushed()["payload"]["enabled"], true);
+    let mut told = |reason: &str| {
+        let event = watcher.pushed();
+        assert_eq!(
+            (&event["payload"]["reason"], &event["payload"]["project_id"]),
+            (&json!(reason), &json!("proj-1")),
+            "{event}"
+        );
+    };
+    let mount = house.mount("/src");
+    house.admin.control("project_mount_set", mount.clone());
+    told("project_changed");
+    // The same again is no news; what comes next is the bind.
+    house.admin.control("project_mount_set", mount);
+    let bind = json!({"project_id": "proj-1", "bind_path": "/repo", "target_path": "/src"});
+    house.admin.control("workspace_bind_set", bind);
+    told("project_changed");
+    // A catalogue in which the export is not.
+    let publish = |exports: Value| {
+        json!({"node_id": house.node_id, "node_secret": house.secret, "services": [{"service_id": "fs",
+            "kind": "fs", "state": "online", "endpoints": ["/nodes/x/fs"],
+            "capabilities": {"exports": exports}}]})
+    };
+    house.admin.control("node_service_upsert", publish(json!(["other"])));
+    told("availability_changed");
+    let status = house.admin.control("workspace_status", json!({}));
+    assert_eq!(status["drift"]["items"][0]["kind"], "missing_export");
+    house.admin.control("node_service_upsert", publish(json!(["other", "work"])));
+    told("availability_changed");
+    assert_eq!(house.admin.control("reconcile_status", json!({}))["reconcile_state"], "idle");
 }
 
 #[test]
