@@ -3,11 +3,12 @@
 use super::*;
 use crate::base::Code;
 use crate::store::testing::TempDir;
-use crate::store::{Db, SqliteKv};
+use crate::store::{Db, Kv, KvDone, KvSink, KvWatch, SqliteKv, Txn, Versioned};
 use crate::wire::{Envelope, Frame};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 mod mounts;
 mod projects;
@@ -38,9 +39,43 @@ impl Agents for FakeAgents {
     }
 }
 
+/// A store whose disk can be made to fail.
+struct FailingKv {
+    kv: SqliteKv,
+    fails: Arc<AtomicBool>,
+}
+
+impl Kv for FailingKv {
+    fn get(&self, key: &str) -> Result<Option<Versioned>> {
+        self.kv.get(key)
+    }
+
+    fn range(&self, prefix: &str) -> Result<Vec<Versioned>> {
+        self.kv.range(prefix)
+    }
+
+    fn commit_then(&self, txn: Txn, done: KvDone) {
+        if self.fails.load(Ordering::Relaxed) {
+            // As a disk does, later and on another thread.
+            std::thread::spawn(|| done(Err(crate::base::Error::new(Code::Enospc, "disk full"))));
+        } else {
+            self.kv.commit_then(txn, done);
+        }
+    }
+
+    fn commit(&self, txn: Txn) -> Result<u64> {
+        self.kv.commit(txn)
+    }
+
+    fn watch(&self, prefix: &str, sink: KvSink) -> KvWatch {
+        self.kv.watch(prefix, sink)
+    }
+}
+
 struct Gateway {
     cx: Context,
     agents: Arc<FakeAgents>,
+    fails: Arc<AtomicBool>,
     dir: TempDir,
 }
 
@@ -51,11 +86,13 @@ impl Gateway {
 
     fn open(dir: TempDir, scopes: Scopes) -> Gateway {
         let db = Db::open(&dir.path("state.db"), &[SqliteKv::SCHEMA]).unwrap();
-        let plane = Plane::open(Arc::new(SqliteKv::new(db))).unwrap();
+        let fails = Arc::new(AtomicBool::new(false));
+        let kv = FailingKv { kv: SqliteKv::new(db), fails: fails.clone() };
+        let plane = Plane::open(Arc::new(kv)).unwrap();
         plane.ensure_system().unwrap();
         let agents = Arc::new(FakeAgents::default());
         agents.ensure("mother").unwrap();
-        Gateway { cx: Context { plane, agents: agents.clone(), scopes }, agents, dir }
+        Gateway { cx: Context { plane, agents: agents.clone(), scopes }, agents, fails, dir }
     }
 
     fn reopen(self) -> Gateway {

@@ -250,6 +250,28 @@ fn fields_of_the_wrong_form_are_refused_by_name_and_change_nothing() {
 }
 
 #[test]
+fn what_cannot_be_stored_is_answered_so_and_has_not_happened() {
+    // What is so already in the fixture.
+    const UNCHANGED: [&str; 3] =
+        ["node_join_pending_list", "project_activate", "project_token_revoke"];
+    for op in plain().filter(|op| !op.name.starts_with("debug_")) {
+        let f = Fixture::new();
+        let (payload, mut c) = (f.payload(op.name), f.attached(Role::Admin));
+        let before = f.gateway.cx.plane.state();
+        f.gateway.fails.store(true, Ordering::Relaxed);
+        let failed = c.call(op.name, payload.clone());
+        assert_eq!(*before, *f.gateway.cx.plane.state(), "{}", op.name);
+        f.gateway.fails.store(false, Ordering::Relaxed);
+        let again = c.call(op.name, payload);
+        assert!(succeeded(&again), "{}: {again}", op.name);
+        let stored = *before != *f.gateway.cx.plane.state();
+        assert_eq!(code(&failed), if stored { "storage_error" } else { "ok" }, "{}", op.name);
+        let changes = op.scope != Scope::None && !UNCHANGED.contains(&op.name);
+        assert!(stored || !changes, "{} has changed nothing", op.name);
+    }
+}
+
+#[test]
 fn an_alias_is_its_operation() {
     for (alias, name) in ALIASES {
         let op = find(alias).unwrap();
