@@ -31,9 +31,9 @@ pub(super) fn remove(call: &mut Call<'_>) -> Result<Object> {
     let target = Target::read(call)?;
     let f = &call.payload;
     let mount_path = tree_path("mount_path", &f.required("mount_path")?)?;
-    let member = match f.has("node_id") || f.has("export_name") {
-        true => Some((f.required("node_id")?, f.required("export_name")?)),
-        false => None,
+    let member = match f.get("node_id").or(f.get("export_name")) {
+        Some(_) => Some((f.required("node_id")?, f.required("export_name")?)),
+        None => None,
     };
     let project = target.revise(call, Action::Mount, |_, project| {
         let is_it = |m: &Mount| {

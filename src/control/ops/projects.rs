@@ -25,8 +25,7 @@ impl Target {
         Ok(Target { project_id, token, if_updated_at_ms: call.payload.i64("if_updated_at_ms")? })
     }
 
-    /// The project, for who may do this with it. Errors: `project_not_found`, those of access, and
-    /// `precondition_failed` when it is another version than the one meant.
+    /// The project, for who may do this with it. Errors: `project_not_found`, and those of access.
     pub fn find<'s>(
         &self,
         call: &Call<'_>,
@@ -35,11 +34,23 @@ impl Target {
     ) -> Result<&'s Arc<Project>> {
         let project = state.project(&self.project_id)?;
         policy::check(project, action, call.viewer(self.token.as_deref()).asker())?;
+        Ok(project)
+    }
+
+    /// The project, for who is about to change it. Errors: as [`Target::find`], and
+    /// `precondition_failed` when it is another version than the one meant.
+    fn find_as_seen<'s>(
+        &self,
+        call: &Call<'_>,
+        state: &'s State,
+        action: Action,
+    ) -> Result<&'s Arc<Project>> {
+        let project = self.find(call, state, action)?;
         match self.if_updated_at_ms {
-            Some(meant) if meant != project.updated_at_ms => Err(Error::new(
+            Some(seen) if seen != project.updated_at_ms => Err(Error::new(
                 Code::PreconditionFailed,
                 format!(
-                    "{} was changed at {}, after the {meant} of if_updated_at_ms; look at it again",
+                    "{} has updated_at_ms {}, not the {seen} of if_updated_at_ms; look at it again",
                     self.project_id, project.updated_at_ms
                 ),
             )),
@@ -47,8 +58,8 @@ impl Target {
         }
     }
 
-    /// Changes the project by `edit`, which sees it as it is. Errors: as [`Target::find`], and those of
-    /// `edit`, with nothing changed.
+    /// Changes the project by `edit`, which sees it as it is. Errors: those of access, of the
+    /// version and of `edit`, with nothing changed.
     pub fn revise(
         &self,
         call: &Call<'_>,
@@ -56,7 +67,7 @@ impl Target {
         edit: impl FnOnce(&State, &mut Project) -> Result<()>,
     ) -> Result<Arc<Project>> {
         call.cx.plane.mutate(|state, now_ms| {
-            let old = self.find(call, state, action)?;
+            let old = self.find_as_seen(call, state, action)?;
             let mut new = (**old).clone();
             edit(state, &mut new)?;
             Ok(replaced(old, new, now_ms))
@@ -164,7 +175,7 @@ pub(super) fn update(call: &mut Call<'_>) -> Result<Object> {
 pub(super) fn delete(call: &mut Call<'_>) -> Result<Object> {
     let target = Target::read(call)?;
     call.cx.plane.mutate(|state, _| {
-        let project = target.find(call, state, Action::Admin)?;
+        let project = target.find_as_seen(call, state, Action::Admin)?;
         unprotected(project)?;
         let agents = state.active.iter().filter(|(_, active)| **active == project.number);
         let leave = |(agent_id, _): (&String, _)| match &**agent_id {

@@ -32,7 +32,9 @@ fn mounts_are_set_listed_and_removed() {
     assert_eq!(left["mounts"][0]["node_id"], b);
     assert_eq!(c.err("project_mount_remove", member), Code::MountNotFound);
     c.ok("project_mount_set", mount(&a, "/src"));
-    let left = c.ok("project_mount_remove", json!({"project_id": id, "mount_path": "src"}));
+    let whole =
+        json!({"project_id": id, "mount_path": "src", "node_id": null, "export_name": null});
+    let left = c.ok("project_mount_remove", whole);
     assert_eq!(paths(&left["mounts"], "mount_path"), ["/src-b"], "the whole group");
 }
 

@@ -299,6 +299,11 @@ fn who_changes_what_he_has_seen_is_told_when_it_is_another() {
             assert_eq!(c.err(name, payload), Code::PreconditionFailed, "{name}, a second time");
         }
     }
+    // Looking is no change.
+    let id = c.project("Next");
+    for name in ["project_get", "project_mount_list", "project_bind_list", "project_activate"] {
+        c.ok(name, json!({"project_id": id, "if_updated_at_ms": 1}));
+    }
 }
 
 #[test]
