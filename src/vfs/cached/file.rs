@@ -41,15 +41,14 @@ impl Sender for Delivery {
     fn send(&self, node: NodeId, handle: Handle, offset: u64, data: Bytes) {
         let Some(cached) = self.0.upgrade() else { return };
         // Of several writes on their way at once none tells what the file is like after all of them.
-        cached.meta.edit(node);
-        let since = cached.meta.now();
+        let since = cached.meta.edit(node);
         let cx = cached.background();
         let written = cached.sending.run(|| cached.write_all(&cx, handle, offset, data));
         match written {
             Ok(Some(attr)) => cached.meta.wrote(since, &attr, cached.until()),
-            Ok(None) => cached.meta.drop_attr(node),
+            Ok(None) => drop(cached.meta.edit(node)),
             Err(e) => {
-                cached.meta.drop_attr(node);
+                cached.meta.edit(node);
                 if let Some(file) = cached.file(handle) {
                     file.fail(e);
                 }
@@ -173,12 +172,11 @@ impl Cached {
             };
         // Too much is on its way, or the file is of another kind: nothing overtakes what was written.
         self.drain(cx, file.node)?;
-        self.meta.edit(file.node);
-        let since = self.meta.now();
+        let since = self.meta.edit(file.node);
         let written = self.own.run(|| self.inner.write(cx, handle, offset, data));
         match written.as_ref().map(|w| &w.attr) {
             Ok(Some(attr)) => self.meta.wrote(since, attr, self.until()),
-            _ => self.meta.drop_attr(file.node),
+            _ => drop(self.meta.edit(file.node)),
         }
         self.known(file.node, written)
     }

@@ -144,17 +144,18 @@ impl Meta {
         Since(self.now.load(Ordering::Acquire))
     }
 
-    fn touch(&self, id: NodeId) {
-        self.stamp(&self.stamps, id);
+    fn touch(&self, id: NodeId) -> Since {
+        self.stamp(&self.stamps, id)
     }
 
     fn touch_names(&self, dir: NodeId) {
         self.stamp(&self.name_stamps, dir);
     }
 
-    fn stamp(&self, stamps: &[AtomicU64], id: NodeId) {
+    fn stamp(&self, stamps: &[AtomicU64], id: NodeId) -> Since {
         let now = self.now.fetch_add(1, Ordering::AcqRel) + 1;
         stamps[slot(id)].fetch_max(now, Ordering::AcqRel);
+        Since(now)
     }
 
     fn holds(&self, id: NodeId, since: Since) -> bool {
@@ -195,26 +196,24 @@ impl Meta {
         }
     }
 
-    pub fn drop_attr(&self, id: NodeId) {
+    /// The attributes of a node have changed; what was asked for before, and is still on its way, is
+    /// not kept.
+    pub fn expire_attr(&self, id: NodeId) {
+        self.touch(id);
         if let Some(node) = self.shard(id).nodes.get(&id) {
             node.attr = None;
         }
     }
 
-    /// As [`Meta::drop_attr`]; and attributes of the node that were asked for before are not kept.
-    pub fn expire_attr(&self, id: NodeId) {
-        self.touch(id);
-        self.drop_attr(id);
-    }
-
     /// We are about to change a file: what is told of it from now on is told of the changed one, and
-    /// what another change that goes on tells is doubtful.
-    pub fn edit(&self, id: NodeId) {
-        self.touch(id);
+    /// what another change that goes on tells is doubtful. Returns the moment for [`Meta::wrote`].
+    pub fn edit(&self, id: NodeId) -> Since {
+        let since = self.touch(id);
         if let Some(node) = self.shard(id).nodes.get(&id) {
             node.attr = None;
             node.edits += 1;
         }
+        since
     }
 
     pub fn entry(&self, dir: NodeId, name: &OsStr) -> Found {
@@ -363,13 +362,15 @@ impl Meta {
         Some(Edition { version: node.content.as_ref()?.version, edits: node.edits })
     }
 
-    /// We changed a file's content, and this is what it is like now.
+    /// We changed a file's content `since` an [`Meta::edit`], and this is what it is like now. Whoever has
+    /// asked meanwhile may have been answered before.
     pub fn wrote(&self, since: Since, attr: &Attr, until: Until) {
         let mut s = self.shard(attr.id);
-        if !self.holds(attr.id, since) {
+        let alone = self.holds(attr.id, since);
+        self.touch(attr.id);
+        if !alone {
             // Something else happened meanwhile, and nobody knows in which order: what it told is as
             // doubtful as this.
-            self.touch(attr.id);
             if let Some(node) = s.nodes.get(&attr.id) {
                 node.attr = None;
                 node.edits += 1;

@@ -32,16 +32,16 @@ impl Cached {
         let until = self.until();
         self.meta.put_entry(since, dir, name.as_os_str(), Some(Some(attr.id)), until);
         self.meta.put_attr(since, attr, until);
-        self.meta.drop_attr(dir);
+        self.meta.expire_attr(dir);
     }
 
     /// Notes that (`dir`, `name`) is no more, and that its node has a link less, if that.
     fn removed(&self, since: super::meta::Since, dir: NodeId, name: Name<'_>) {
         if let Some(node) = self.meta.node_at(dir, name.as_os_str()) {
-            self.meta.drop_attr(node);
+            self.meta.expire_attr(node);
         }
         self.meta.put_entry(since, dir, name.as_os_str(), Some(None), self.until());
-        self.meta.drop_attr(dir);
+        self.meta.expire_attr(dir);
     }
 
     /// What is remembered from `at` on, as far as it is known without a gap; `None` if nothing is.
@@ -132,8 +132,7 @@ impl Tree for Cached {
         set: &SetAttr,
     ) -> Result<Attr> {
         self.drain(cx, node)?;
-        self.meta.edit(node);
-        let since = self.meta.now();
+        let since = self.meta.edit(node);
         let outcome = self.own.run(|| self.inner.setattr(cx, node, handle, set));
         let attr = self.known(node, outcome)?;
         self.meta.wrote(since, &attr, self.until());
@@ -218,14 +217,14 @@ impl Tree for Cached {
     ) -> Result<Written> {
         self.drain_handle(cx, from.0)?;
         self.drain_handle(cx, to.0)?;
-        if let Some(file) = self.file(to.0) {
-            self.meta.edit(file.node);
-        }
-        let since = self.meta.now();
+        let since = match self.file(to.0) {
+            Some(file) => self.meta.edit(file.node),
+            None => self.meta.now(),
+        };
         let written = self.own.run(|| self.inner.copy_range(cx, from, to, len))?;
         match (&written.attr, self.file(to.0)) {
             (Some(attr), _) => self.meta.wrote(since, attr, self.until()),
-            (None, Some(file)) => self.meta.edit(file.node),
+            (None, Some(file)) => drop(self.meta.edit(file.node)),
             (None, None) => {}
         }
         Ok(written)
@@ -288,7 +287,7 @@ impl Tree for Cached {
         }
         self.meta.put_entry(since, to.0, new, at_old.map(Some), until);
         for node in [moved, replaced, Some(from.0), Some(to.0)].into_iter().flatten() {
-            self.meta.drop_attr(node);
+            self.meta.expire_attr(node);
         }
         Ok(())
     }

@@ -155,10 +155,7 @@ fn no_more_is_kept_than_was_asked_for() {
 fn of_two_changes_at_once_neither_tells_what_the_file_is_like() {
     let m = Meta::new(1 << 20, TTL);
     let id = NodeId(5);
-    let change = || {
-        m.edit(id);
-        m.now()
-    };
+    let change = || m.edit(id);
     let (first, second) = (change(), change());
     m.wrote(second, &attr(5), None);
     m.wrote(first, &attr(5), None);
@@ -169,4 +166,21 @@ fn of_two_changes_at_once_neither_tells_what_the_file_is_like() {
     assert_eq!(m.attr(id), None);
     m.wrote(change(), &attr(5), None);
     assert!(m.attr(id).is_some(), "one alone does");
+}
+
+#[test]
+fn what_was_asked_for_while_a_file_was_changed_is_not_kept() {
+    let m = Meta::new(1 << 20, TTL);
+    let id = NodeId(5);
+    let (before, after) = (Attr { size: 1, ..attr(5) }, Attr { size: 2, ..attr(5) });
+    let since = m.edit(id);
+    let asked = m.now();
+    // Answered before the change, and heard of after it.
+    m.wrote(since, &after, None);
+    m.put_attr(asked, &before, None);
+    assert_eq!(m.attr(id), Some(after));
+    let asked = m.now();
+    m.expire_attr(id);
+    m.put_attr(asked, &before, None);
+    assert_eq!(m.attr(id), None);
 }
