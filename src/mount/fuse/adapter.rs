@@ -5,14 +5,18 @@ use super::convert;
 use super::dirs::OpenDirs;
 use super::invalidate::Changes;
 use super::locks::Locks;
+use super::threads::Threads;
 use super::waiting::Waiting;
 use crate::base::{Cancel, Code, Deadline, Error, Result, Wait};
 use crate::mount::options::View;
-use crate::vfs::{Attr, Caller, Cx, FileKind, Handle, NodeId, Opened, Read, Tree, Who};
+use crate::vfs::{
+    Attr, Caller, Cx, FileKind, Handle, NodeId, Opened, Read, StatFs, Tree, Who, Written,
+};
+use bytes::Bytes;
 use fuser::{
     Errno, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request,
+    ReplyWrite, ReplyXattr,
 };
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -31,6 +35,12 @@ const CONTENTS_MAX: usize = 1 << 16;
 const SETTLE_MS: u64 = 1_000;
 /// Ids are never used for another file while a tree lives.
 pub const GENERATION: Generation = Generation(0);
+
+/// What the FUSE session calls.
+pub struct Front {
+    pub adapter: Arc<Adapter>,
+    pub threads: Arc<Threads>,
+}
 
 pub struct Adapter {
     pub tree: Arc<dyn Tree>,
@@ -70,7 +80,7 @@ impl Contents {
 }
 
 /// A reply that can say that it failed.
-pub trait Fail {
+pub trait Fail: Send + 'static {
     fn fail(self, e: Errno);
 }
 
@@ -99,10 +109,23 @@ pub fn empty(reply: ReplyEmpty, (): ()) {
     reply.ok();
 }
 
-pub fn xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
-    match u32::try_from(value.len()) {
+pub fn data(reply: ReplyData, data: Bytes) {
+    reply.data(&data);
+}
+
+pub fn written(reply: ReplyWrite, written: Written) {
+    reply.written(u32::try_from(written.n).unwrap_or(u32::MAX));
+}
+
+pub fn space(reply: ReplyStatfs, s: StatFs) {
+    reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namemax, s.frsize);
+}
+
+/// `size`: what the caller has room for; 0 for one who only asks how much it needs.
+pub fn xattr(size: u32) -> impl FnOnce(ReplyXattr, Bytes) {
+    move |reply, value| match u32::try_from(value.len()) {
         Ok(len) if size == 0 => reply.size(len),
-        Ok(len) if len <= size => reply.data(value),
+        Ok(len) if len <= size => reply.data(&value),
         Ok(_) if size > 0 => reply.error(Errno::ERANGE),
         _ => reply.error(Errno::E2BIG),
     }
@@ -113,6 +136,37 @@ pub fn xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
 pub fn is_hosts_xattr(name: &OsStr) -> bool {
     let name = name.as_bytes();
     name.starts_with(b"security.") || name.starts_with(b"system.")
+}
+
+impl Front {
+    /// Runs a call and hands its outcome to the reply.
+    pub fn answer<R: Fail, T>(
+        &self,
+        reply: R,
+        call: impl FnOnce(&Adapter) -> Result<T> + Send + 'static,
+        done: impl FnOnce(R, T) + Send + 'static,
+    ) {
+        self.run(move |adapter| match adapter.counted(|| call(adapter)) {
+            Ok(value) => done(reply, value),
+            Err(e) => fail(reply, &e),
+        });
+    }
+
+    /// As [`Front::answer`], for a single call of the tree.
+    pub fn ask<R: Fail, T>(
+        &self,
+        reply: R,
+        done: impl FnOnce(R, T) + Send + 'static,
+        call: impl FnOnce(&dyn Tree, &Cx) -> Result<T> + Send + 'static,
+    ) {
+        self.answer(reply, |adapter| call(&*adapter.tree, &adapter.cx()), done);
+    }
+
+    /// Lets a request be answered, on whichever thread.
+    pub fn run(&self, request: impl FnOnce(&Adapter) + Send + 'static) {
+        let adapter = self.adapter.clone();
+        self.threads.run(move || request(&adapter));
+    }
 }
 
 impl Adapter {
@@ -155,19 +209,6 @@ impl Adapter {
         move |reply, a| reply.attr(&view.attr_timeout, &convert::attr(&view, &a))
     }
 
-    /// Runs a call and hands its outcome to the reply.
-    pub fn answer<R: Fail, T>(
-        &self,
-        reply: R,
-        call: impl FnOnce() -> Result<T>,
-        done: impl FnOnce(R, T),
-    ) {
-        match self.counted(call) {
-            Ok(value) => done(reply, value),
-            Err(e) => fail(reply, &e),
-        }
-    }
-
     pub fn counted<T>(&self, call: impl FnOnce() -> Result<T>) -> Result<T> {
         self.running.fetch_add(1, Ordering::AcqRel);
         let outcome = guarded(|| self.caller.run(call));
@@ -185,7 +226,7 @@ impl Adapter {
     }
 
     /// Reads for as long as the file makes its reader wait, without a thread of its own.
-    pub fn read_later(&self, req: &Request, at: (Handle, u64, u32), wait: Wait, reply: ReplyData) {
+    pub fn read_later(&self, tid: u32, at: (Handle, u64, u32), wait: Wait, reply: ReplyData) {
         let (tree, who, timeout_ms) = (self.tree.clone(), self.who.clone(), self.timeout_ms);
         let cancel = self.cancel.clone();
         let mut reply = Some(reply);
@@ -200,7 +241,7 @@ impl Adapter {
             }
             None
         };
-        self.waiting.park(req.pid(), wait, Box::new(retry));
+        self.waiting.park(tid, wait, Box::new(retry));
     }
 }
 

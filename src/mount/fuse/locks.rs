@@ -356,16 +356,17 @@ impl Adapter {
     ) {
         let (kind, range) = (lock_kind(kind), kernel_range(start, end));
         let call = || self.locks.test(&*self.tree, &self.cx(), at, owner, kind, range);
-        self.answer(reply, call, |reply, found| match found {
-            None => reply.locked(start, end, libc::F_UNLCK, 0),
-            Some((kind, range)) => {
+        match self.counted(call) {
+            Err(e) => fail(reply, &e),
+            Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
+            Ok(Some((kind, range))) => {
                 let exclusive = kind == LockKind::Exclusive;
                 let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
                 let (start, end) = to_kernel(range);
                 // Whose process it is only its own host knows.
                 reply.locked(start, end, kind, 0);
             }
-        });
+        }
     }
 }
 

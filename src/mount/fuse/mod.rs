@@ -1,9 +1,9 @@
 //! A tree as a mounted filesystem: the FUSE session with its threads, from mounting to the last answer.
 //! It knows no endpoints and no gateway.
 //!
-//! Session threads call the tree directly, [`THREADS`] of them, so that slow calls do not hold up the
-//! others and a quick one costs no change of threads. What waits for long (a stream with nothing to
-//! read, a lock) leaves its thread at once.
+//! Session threads, [`THREADS`] of them, call the tree directly, so that a quick call costs no change of
+//! threads; where many are slow, others take over ([`threads`]). What waits for long (a stream with
+//! nothing to read, a lock) leaves its thread at once.
 
 mod adapter;
 mod content;
@@ -13,6 +13,7 @@ mod invalidate;
 mod listing;
 mod locks;
 mod ops;
+mod threads;
 mod waiting;
 
 use crate::base::{Cancel, Code, Deadline, Error, Notify, Result, ResultExt, Timer};
@@ -23,9 +24,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use threads::Threads;
 use waiting::Waiting;
 
-/// Calls that may be slow at the same time.
+/// Threads that take in requests.
 const THREADS: usize = 16;
 /// An unmounted filesystem that goes on for this long is in use by somebody.
 const IDLE_MS: u64 = 500;
@@ -36,6 +38,7 @@ const STEP_MS: u64 = 10;
 pub struct Mounted {
     point: PathBuf,
     waiting: Arc<Waiting>,
+    threads: Arc<Threads>,
     cancel: Cancel,
     timer: Timer,
     running: Arc<AtomicUsize>,
@@ -102,7 +105,9 @@ pub fn mount(
         contents: adapter::Contents::default(),
         locks: Arc::default(),
     };
-    let session = fuser::Session::new(adapter, point, &config)
+    let threads = Arc::new(Threads::default());
+    let front = adapter::Front { adapter: Arc::new(adapter), threads: threads.clone() };
+    let session = fuser::Session::new(front, point, &config)
         .and_then(fuser::Session::spawn)
         .map_err(|e| explain(point, &e))?;
     let notifiers = changes.tell(session.notifier())?;
@@ -119,6 +124,7 @@ pub fn mount(
     Ok(Mounted {
         point: point.to_owned(),
         waiting,
+        threads,
         cancel,
         timer,
         running,
@@ -183,6 +189,7 @@ impl Mounted {
         self.changes.stop();
         self.timer.stop();
         if self.session.is_finished() {
+            self.threads.stop();
             self.notifiers.into_iter().for_each(|thread| drop(thread.join()));
             let _ = self.session.join();
         }

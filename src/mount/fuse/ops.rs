@@ -2,12 +2,13 @@
 //! and what is cached is the tree's business.
 
 use super::adapter::{
-    Adapter, BACKGROUND_MAX, GENERATION, TRANSFER_MAX, empty, fail, guarded, is_hosts_xattr, xattr,
+    Adapter, BACKGROUND_MAX, Front, GENERATION, TRANSFER_MAX, data, empty, fail, guarded,
+    is_hosts_xattr, space, written, xattr,
 };
 use super::content;
 use super::convert::{self, node, open_flags};
 use crate::base::{Error, Name};
-use crate::vfs::{Attr, Handle, Opened, Read, SetAttr, Written, XattrFlags};
+use crate::vfs::{Handle, Read, SetAttr, XattrFlags};
 use bytes::Bytes;
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo,
@@ -21,11 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::SystemTime;
 
-fn written(reply: ReplyWrite, written: Written) {
-    reply.written(u32::try_from(written.n).unwrap_or(u32::MAX));
-}
-
-impl Filesystem for Adapter {
+impl Filesystem for Front {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let wanted = [
             InitFlags::FUSE_ASYNC_DIO,
@@ -54,20 +51,22 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let call = || self.tree.lookup(&self.cx(), node(parent), Name::new(name)?);
-        self.answer(reply, call, self.entry());
+        let name = name.to_owned();
+        self.ask(reply, self.adapter.entry(), move |tree, cx| {
+            tree.lookup(cx, node(parent), Name::new(&name)?)
+        });
     }
 
     /// Counts are not kept: a tree takes this as a hint, and tells a forgotten node anew when asked.
     fn forget(&self, _: &Request, ino: INodeNo, _: u64) {
         let _ = guarded(|| {
-            Adapter::forget(self, node(ino));
+            self.adapter.forget(node(ino));
             Ok(())
         });
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.answer(reply, || self.tree.getattr(&self.cx(), node(ino)), self.attributes());
+        self.ask(reply, self.adapter.attributes(), move |tree, cx| tree.getattr(cx, node(ino)));
     }
 
     fn setattr(
@@ -96,19 +95,18 @@ impl Filesystem for Adapter {
             atime: atime.map(convert::set_time),
             mtime: mtime.map(convert::set_time),
         };
-        let call = || {
-            let set = self.view.change(set)?;
+        let call = move |a: &Adapter| {
+            let set = a.view.change(set)?;
             if set == SetAttr::default() {
-                return self.tree.getattr(&self.cx(), node(ino));
+                return a.tree.getattr(&a.cx(), node(ino));
             }
-            self.tree.setattr(&self.cx(), node(ino), fh.map(|fh| Handle(fh.0)), &set)
+            a.tree.setattr(&a.cx(), node(ino), fh.map(|fh| Handle(fh.0)), &set)
         };
-        self.answer(reply, call, self.attributes());
+        self.answer(reply, call, self.adapter.attributes());
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        let call = || self.tree.readlink(&self.cx(), node(ino));
-        self.answer(reply, call, |reply, target: Bytes| reply.data(&target));
+        self.ask(reply, data, move |tree, cx| tree.readlink(cx, node(ino)));
     }
 
     fn mknod(
@@ -121,17 +119,18 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEntry,
     ) {
-        let call = || {
+        let name = name.to_owned();
+        let call = move |a: &Adapter| {
             if mode & libc::S_IFMT != libc::S_IFREG {
                 return Err(Error::from_errno(libc::EPERM, "only regular files can be made here"));
             }
             let flags = crate::vfs::OpenFlags { exclusive: true, ..crate::vfs::OpenFlags::WRITE };
-            let (cx, name) = (self.cx(), Name::new(name)?);
-            let (attr, opened) = self.tree.create(&cx, node(parent), name, mode & 0o7777, flags)?;
-            self.tree.release(&cx, opened.handle)?;
+            let (cx, name) = (a.cx(), Name::new(&name)?);
+            let (attr, opened) = a.tree.create(&cx, node(parent), name, mode & 0o7777, flags)?;
+            a.tree.release(&cx, opened.handle)?;
             Ok(attr)
         };
-        self.answer(reply, call, self.entry());
+        self.answer(reply, call, self.adapter.entry());
     }
 
     fn mkdir(
@@ -143,18 +142,20 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEntry,
     ) {
-        let call = || self.tree.mkdir(&self.cx(), node(parent), Name::new(name)?, mode & 0o7777);
-        self.answer(reply, call, self.entry());
+        let name = name.to_owned();
+        self.ask(reply, self.adapter.entry(), move |tree, cx| {
+            tree.mkdir(cx, node(parent), Name::new(&name)?, mode & 0o7777)
+        });
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let call = || self.tree.unlink(&self.cx(), node(parent), Name::new(name)?);
-        self.answer(reply, call, empty);
+        let name = name.to_owned();
+        self.ask(reply, empty, move |tree, cx| tree.unlink(cx, node(parent), Name::new(&name)?));
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let call = || self.tree.rmdir(&self.cx(), node(parent), Name::new(name)?);
-        self.answer(reply, call, empty);
+        let name = name.to_owned();
+        self.ask(reply, empty, move |tree, cx| tree.rmdir(cx, node(parent), Name::new(&name)?));
     }
 
     fn symlink(
@@ -165,9 +166,10 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let target = target.as_os_str().as_bytes();
-        let call = || self.tree.symlink(&self.cx(), node(parent), Name::new(name)?, target);
-        self.answer(reply, call, self.entry());
+        let (name, target) = (name.to_owned(), target.as_os_str().as_bytes().to_vec());
+        self.ask(reply, self.adapter.entry(), move |tree, cx| {
+            tree.symlink(cx, node(parent), Name::new(&name)?, &target)
+        });
     }
 
     fn rename(
@@ -180,11 +182,12 @@ impl Filesystem for Adapter {
         flags: fuser::RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let call = || {
+        let (name, new_name) = (name.to_owned(), new_name.to_owned());
+        let call = move |a: &Adapter| {
             let flags = convert::rename_flags(flags)?;
-            let from = (node(parent), Name::new(name)?);
-            let to = (node(new_parent), Name::new(new_name)?);
-            self.tree.rename(&self.cx(), from, to, flags)
+            let from = (node(parent), Name::new(&name)?);
+            let to = (node(new_parent), Name::new(&new_name)?);
+            a.tree.rename(&a.cx(), from, to, flags)
         };
         self.answer(reply, call, empty);
     }
@@ -197,20 +200,22 @@ impl Filesystem for Adapter {
         new_name: &OsStr,
         reply: ReplyEntry,
     ) {
-        let call = || self.tree.link(&self.cx(), node(ino), node(new_parent), Name::new(new_name)?);
-        self.answer(reply, call, self.entry());
+        let new_name = new_name.to_owned();
+        self.ask(reply, self.adapter.entry(), move |tree, cx| {
+            tree.link(cx, node(ino), node(new_parent), Name::new(&new_name)?)
+        });
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let call = || {
+        let call = move |a: &Adapter| {
             let flags = crate::vfs::OpenFlags { exclusive: false, ..open_flags(flags.0) };
-            let cx = self.cx();
-            let opened = self.tree.open(&cx, node(ino), flags)?;
-            self.settle(&cx, node(ino), &opened);
-            Ok(opened)
+            let cx = a.cx();
+            let opened = a.tree.open(&cx, node(ino), flags)?;
+            a.settle(&cx, node(ino), &opened);
+            Ok((opened.handle, a.fopen(node(ino), &opened)))
         };
-        self.answer(reply, call, |reply, opened: Opened| {
-            reply.opened(FileHandle(opened.handle.0), self.fopen(node(ino), &opened));
+        self.answer(reply, call, |reply, (handle, flags): (Handle, FopenFlags)| {
+            reply.opened(FileHandle(handle.0), flags);
         });
     }
 
@@ -224,14 +229,16 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let call = || {
-            let (name, flags) = (Name::new(name)?, open_flags(flags));
-            self.tree.create(&self.cx(), node(parent), name, mode & 0o7777, flags)
+        let (name, view) = (name.to_owned(), self.adapter.view);
+        let call = move |a: &Adapter| {
+            let (name, flags) = (Name::new(&name)?, open_flags(flags));
+            let (attr, opened) =
+                a.tree.create(&a.cx(), node(parent), name, mode & 0o7777, flags)?;
+            let flags = a.fopen(attr.id, &opened);
+            Ok((attr, FileHandle(opened.handle.0), flags))
         };
-        self.answer(reply, call, |reply, (attr, opened): (Attr, Opened)| {
-            let handle = FileHandle(opened.handle.0);
-            let flags = self.fopen(attr.id, &opened);
-            let (view, attr) = (&self.view, convert::attr(&self.view, &attr));
+        self.answer(reply, call, move |reply: ReplyCreate, (attr, handle, flags)| {
+            let attr = convert::attr(&view, &attr);
             reply.created(&view.attr_timeout, &attr, GENERATION, handle, flags);
         });
     }
@@ -247,11 +254,11 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let at = (Handle(fh.0), offset, size);
-        let call = || self.tree.read(&self.cx(), at.0, at.1, at.2);
-        self.answer(reply, call, |reply, read| match read {
-            Read::Data { bytes, .. } => reply.data(&bytes),
-            Read::Wait(wait) => self.read_later(req, at, wait, reply),
+        let (at, tid) = ((Handle(fh.0), offset, size), req.pid());
+        self.run(move |a| match a.counted(|| a.tree.read(&a.cx(), at.0, at.1, at.2)) {
+            Ok(Read::Data { bytes, .. }) => reply.data(&bytes),
+            Ok(Read::Wait(wait)) => a.read_later(tid, at, wait, reply),
+            Err(e) => fail(reply, &e),
         });
     }
 
@@ -268,8 +275,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let data = Bytes::copy_from_slice(data);
-        let call = || self.tree.write(&self.cx(), Handle(fh.0), offset, data);
-        self.answer(reply, call, written);
+        self.ask(reply, written, move |tree, cx| tree.write(cx, Handle(fh.0), offset, data));
     }
 
     /// The kernel leaves it to this to end the locks of whoever closes (close(2)).
@@ -281,10 +287,10 @@ impl Filesystem for Adapter {
         owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let call = || {
-            let (cx, handle) = (self.cx(), Handle(fh.0));
-            let flushed = self.tree.flush(&cx, handle).map(drop);
-            self.locks.closed(&*self.tree, &cx, (node(ino), handle), owner.0);
+        let call = move |a: &Adapter| {
+            let (cx, handle) = (a.cx(), Handle(fh.0));
+            let flushed = a.tree.flush(&cx, handle).map(drop);
+            a.locks.closed(&*a.tree, &cx, (node(ino), handle), owner.0);
             flushed
         };
         self.answer(reply, call, empty);
@@ -300,25 +306,22 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let call = || {
-            self.locks.released(node(ino), Handle(fh.0));
-            self.tree.release(&self.cx(), Handle(fh.0))
+        let call = move |a: &Adapter| {
+            a.locks.released(node(ino), Handle(fh.0));
+            a.tree.release(&a.cx(), Handle(fh.0))
         };
         self.answer(reply, call, empty);
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        self.answer(reply, || self.tree.fsync(&self.cx(), Handle(fh.0), data_only), empty);
+        self.ask(reply, empty, move |tree, cx| tree.fsync(cx, Handle(fh.0), data_only));
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.answer(
-            reply,
-            || self.dirs.open(node(ino)),
-            |reply, key| {
-                reply.opened(FileHandle(key), FopenFlags::empty());
-            },
-        );
+        match self.adapter.dirs.open(node(ino)) {
+            Ok(key) => reply.opened(FileHandle(key), FopenFlags::empty()),
+            Err(e) => fail(reply, &e),
+        }
     }
 
     fn readdir(
@@ -329,10 +332,10 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        match self.list(ino, fh.0, offset, &mut reply) {
+        self.run(move |a| match a.list(ino, fh.0, offset, &mut reply) {
             Ok(()) => reply.ok(),
             Err(e) => fail(reply, &e),
-        }
+        });
     }
 
     fn readdirplus(
@@ -343,14 +346,14 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        match self.list_plus(ino, fh.0, offset, &mut reply) {
+        self.run(move |a| match a.list_plus(ino, fh.0, offset, &mut reply) {
             Ok(()) => reply.ok(),
             Err(e) => fail(reply, &e),
-        }
+        });
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.dirs.close(fh.0);
+        self.adapter.dirs.close(fh.0);
         reply.ok();
     }
 
@@ -360,15 +363,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        self.answer(
-            reply,
-            || self.tree.statfs(&self.cx(), node(ino)),
-            |reply, s| {
-                reply.statfs(
-                    s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namemax, s.frsize,
-                );
-            },
-        );
+        self.ask(reply, space, move |tree, cx| tree.statfs(cx, node(ino)));
     }
 
     fn setxattr(
@@ -389,23 +384,24 @@ impl Filesystem for Adapter {
             libc::XATTR_REPLACE => XattrFlags::Replace,
             _ => XattrFlags::Any,
         };
-        let call = || self.tree.setxattr(&self.cx(), node(ino), name.as_bytes(), value, flags);
-        self.answer(reply, call, empty);
+        let (name, value) = (name.to_owned(), value.to_owned());
+        self.ask(reply, empty, move |tree, cx| {
+            tree.setxattr(cx, node(ino), name.as_bytes(), &value, flags)
+        });
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         if is_hosts_xattr(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        let call = || self.tree.getxattr(&self.cx(), node(ino), name.as_bytes());
-        self.answer(reply, call, |reply, value: Bytes| xattr(reply, size, &value));
+        let name = name.to_owned();
+        self.ask(reply, xattr(size), move |tree, cx| tree.getxattr(cx, node(ino), name.as_bytes()));
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let call = || self.tree.listxattr(&self.cx(), node(ino));
-        self.answer(reply, call, |reply, names: Vec<Vec<u8>>| {
-            let list: Vec<u8> = names.into_iter().flat_map(|n| [n, vec![0]].concat()).collect();
-            xattr(reply, size, &list);
+        self.ask(reply, xattr(size), move |tree, cx| {
+            let names = tree.listxattr(cx, node(ino))?;
+            Ok(names.into_iter().flat_map(|n| [n, vec![0]].concat()).collect())
         });
     }
 
@@ -413,8 +409,8 @@ impl Filesystem for Adapter {
         if is_hosts_xattr(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        let call = || self.tree.removexattr(&self.cx(), node(ino), name.as_bytes());
-        self.answer(reply, call, empty);
+        let name = name.to_owned();
+        self.ask(reply, empty, move |tree, cx| tree.removexattr(cx, node(ino), name.as_bytes()));
     }
 
     fn setlk(
@@ -430,8 +426,8 @@ impl Filesystem for Adapter {
         sleep: bool,
         reply: ReplyEmpty,
     ) {
-        let at = (node(ino), Handle(fh.0));
-        self.set_lock(req.pid(), at, owner.0, (kind, start, end), sleep, reply);
+        let (tid, at) = (req.pid(), (node(ino), Handle(fh.0)));
+        self.run(move |a| a.set_lock(tid, at, owner.0, (kind, start, end), sleep, reply));
     }
 
     fn getlk(
@@ -446,7 +442,8 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyLock,
     ) {
-        self.find_lock((node(ino), Handle(fh.0)), owner.0, (kind, start, end), reply);
+        let at = (node(ino), Handle(fh.0));
+        self.run(move |a| a.find_lock(at, owner.0, (kind, start, end), reply));
     }
 
     fn fallocate(
@@ -459,9 +456,9 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let call = || {
+        let call = move |a: &Adapter| {
             let how = content::allocate_mode(mode)?;
-            self.tree.allocate(&self.cx(), Handle(fh.0), offset, len, how)
+            a.tree.allocate(&a.cx(), Handle(fh.0), offset, len, how)
         };
         self.answer(reply, call, empty);
     }
@@ -475,7 +472,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let call = || self.seek(node(ino), Handle(fh.0), offset, whence);
+        let call = move |a: &Adapter| a.seek(node(ino), Handle(fh.0), offset, whence);
         self.answer(reply, call, |reply, at| reply.offset(at));
     }
 
@@ -493,7 +490,6 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let (from, to) = ((Handle(from.0), from_offset), (Handle(to.0), to_offset));
-        let call = || self.tree.copy_range(&self.cx(), from, to, len);
-        self.answer(reply, call, written);
+        self.ask(reply, written, move |tree, cx| tree.copy_range(cx, from, to, len));
     }
 }

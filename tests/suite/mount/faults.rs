@@ -10,7 +10,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -206,6 +206,38 @@ fn a_node_that_stops_holds_up_no_other_and_comes_back() {
     held.write_all_at(b"after", 0).unwrap();
     held.sync_all().unwrap();
     assert!(fs::read(stopped.dir().join("w")).unwrap().starts_with(b"after"));
+}
+
+/// Whether a process sleeps in the kernel until a filesystem answers it.
+fn is_waiting(process: &Child) -> bool {
+    let place = fs::read_to_string(format!("/proc/{}/wchan", process.id())).unwrap_or_default();
+    place.contains("fuse") || place == "request_wait_answer"
+}
+
+#[test]
+fn however_many_wait_for_a_node_others_are_served() {
+    const READERS: usize = 60;
+    let (stopped, other) = (Exported::start(), Exported::start());
+    fs::write(stopped.dir().join("x"), "x").unwrap();
+    fs::write(other.dir().join("y"), "y").unwrap();
+    let (a, b) = (endpoint("a", &stopped, "/a"), endpoint("b", &other, "/b"));
+    let Some(mount) = Mount::start(&["--endpoint", &a, "--endpoint", &b]) else { return };
+    assert!(timed(&mount.at, "cat a/x; ls b").0);
+    stopped.program.signal(libc::SIGSTOP);
+    let reader = |_| {
+        // Without `timeout`, so that it can be looked at: the mount ends it in time.
+        let mut command = Command::new("cat");
+        command.arg(mount.at.join("a/x")).stdout(Stdio::null());
+        command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let mut readers: Vec<_> = (0..READERS).map(reader).collect();
+    until("all to wait", || readers.iter().all(is_waiting));
+    assert!(timed(&mount.at, "ls -l b; cat b/y; echo z > b/z; cat b/z").0);
+    assert!(readers.iter().all(is_waiting), "the node has been given up meanwhile");
+    stopped.program.signal(libc::SIGCONT);
+    for reader in &mut readers {
+        assert!(reader.wait().unwrap().success(), "it came back in time");
+    }
 }
 
 /// Two exports of the same files, mounted as one.
