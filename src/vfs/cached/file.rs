@@ -178,7 +178,16 @@ impl Cached {
             Ok(Some(attr)) => self.meta.wrote(since, attr, self.until()),
             _ => drop(self.meta.edit(file.node)),
         }
+        self.acted(&file);
         self.known(file.node, written)
+    }
+
+    /// A message has been given to a file, perhaps. It may have had any effect, and its sender looks for
+    /// that at once, also where the tree tells of none.
+    fn acted(&self, file: &OpenFile) {
+        if file.kind == FileKind::Message && !self.inner.is_live() {
+            self.meta.clear();
+        }
     }
 
     /// What was written is on the tree, or the first error is told.
@@ -193,7 +202,12 @@ impl Cached {
         match self.file(handle) {
             // Nothing is left to do for it.
             Some(file) if file.kind == FileKind::Plain => Ok(Written::default()),
-            _ => self.inner.flush(cx, handle),
+            Some(file) => {
+                let flushed = self.inner.flush(cx, handle);
+                self.acted(&file);
+                flushed
+            }
+            None => self.inner.flush(cx, handle),
         }
     }
 

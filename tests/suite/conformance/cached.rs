@@ -4,12 +4,14 @@
 use super::{Fixture, Node, Scratch, World, conformance, name};
 use bytes::Bytes;
 use spiderweb::base::{Deadline, Error, Name, Result, Timer};
+use spiderweb::vfs::synthetic::{Reply, dir, fixed, listing, message};
 use spiderweb::vfs::{
     Attr, CacheOptions, Cached, Caps, Cx, DirPage, EventSink, Handle, Local, LocalOptions, NodeId,
-    OpenFlags, Opened, Read, ReadDir, SetAttr, StatFs, Tree, Watch, Workers, Written,
+    OpenFlags, Opened, Read, ReadDir, SetAttr, StatFs, Synthetic, Tree, Watch, Workers, Written,
 };
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Threads of cached trees; they end with the value.
 struct Threads(Workers, Timer);
@@ -322,4 +324,45 @@ fn two_clients_of_a_node_see_each_other() {
         assert_eq!(a.get(id), b"answer");
     }
     drop((a, b));
+}
+
+#[test]
+fn what_a_message_has_led_to_is_seen_at_once() {
+    let timer = Timer::start().unwrap();
+    // Nothing grows old by itself.
+    let ttl = Duration::from_secs(3600);
+    let options = CacheOptions { ttl, ..CacheOptions::default() };
+    let threads = Threads(Workers::start(options, timer.clone()).unwrap(), timer);
+    let jobs = Arc::new(Mutex::new(Vec::<String>::new()));
+    let (sent, found, listed) = (jobs.clone(), jobs.clone(), jobs);
+    let input = message(
+        |_| false,
+        move |_, m| {
+            sent.lock().unwrap().push(String::from_utf8_lossy(m).into_owned());
+            Ok(Reply::default())
+        },
+    );
+    let jobs = listing(
+        move |_, name| match found.lock().unwrap().iter().any(|job| job == name) {
+            true => Ok(fixed("queued")),
+            false => Err(Error::from_errno(libc::ENOENT, "no such job")),
+        },
+        move |_| Ok(listed.lock().unwrap().iter().map(|n| (n.clone(), fixed("queued"))).collect()),
+    );
+    let tree = Synthetic::new(dir([("input", input), ("jobs", jobs)])).unwrap();
+    let tree = Cached::new(Arc::new(tree), threads.0.clone());
+    let fixture = Fixture { tree, links: false, host_like: false, keep: Box::new(threads) };
+    let w = World::new(&fixture);
+    let (input, jobs) =
+        (w.lookup(NodeId::ROOT, "input").unwrap().id, w.lookup(NodeId::ROOT, "jobs").unwrap().id);
+    for (n, job) in ["a", "b"].into_iter().enumerate() {
+        assert_eq!(w.names(jobs).len(), n);
+        assert!(w.lookup(jobs, job).is_err());
+        let h = w.open(input, OpenFlags::WRITE);
+        w.write(h, 0, job.as_bytes());
+        w.tree.flush(&w.cx, h).unwrap();
+        w.tree.release(&w.cx, h).unwrap();
+        assert_eq!(w.names(jobs).len(), n + 1);
+        assert!(w.lookup(jobs, job).is_ok());
+    }
 }
