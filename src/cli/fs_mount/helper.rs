@@ -4,6 +4,7 @@
 use super::options;
 use crate::base::{Code, Result};
 use crate::cli::{Args, Flag, Program, usage};
+use crate::net::WsUrl;
 
 pub const NAME: &str = "mount.spiderweb";
 
@@ -46,6 +47,11 @@ pub fn run(mut args: Args) -> Result<()> {
     if args.has("-o workspace") {
         args.set("--workspace-url", source.as_str());
     } else if source != "none" {
+        let url = source.rsplit_once('#').map_or(&*source, |(url, _)| url);
+        WsUrl::parse(url).map_err(|e| {
+            let form = "write URL[#EXPORT], as in ws://host:18891/v2/fs#work";
+            usage(format!("the source: {}; {form}", e.message))
+        })?;
         args.add("--endpoint", format!("{ENDPOINT}={source}@/"));
     } else if !args.has("--endpoint") && !args.has("--workspace-url") {
         return Err(usage("the source none needs -o endpoint=… or -o workspace_url=…"));

@@ -5,9 +5,9 @@ use crate::base::{Cancel, Code, Deadline, Error, Result, ResultExt};
 use crate::net::{Closed, DialOptions, Inbound, Limits, Message, Mux, Net, WsUrl};
 use crate::wire::Envelope;
 use crate::wire::fs::{
-    Call, Event, Ext, Hello, HelloReply, Op, Reply, Request, frame_tag, text_tag,
+    Call, Event, Ext, Hello, HelloReply, Op, Reply, Request, decode_reply, frame_tag, text_tag,
 };
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// The usual silence after which a node is taken for lost.
@@ -34,10 +34,12 @@ impl Connector for Dial {
     fn connect(&self, deadline: Deadline, hooks: Hooks) -> Result<Link> {
         let options = DialOptions { bearer: self.bearer.clone(), ..DialOptions::default() };
         let session = Some(hooks.session.to_string());
-        let inbound = Box::new(Replies::new(hooks));
+        let replies = Replies::new(hooks);
+        let (refused, inbound) = (replies.refused.clone(), Box::new(replies));
         let mux = Mux::dial(&self.net, &self.url, &options, deadline, INFLIGHT_MAX, inbound)?;
         let ext = Ext { bin: self.binary, session, ..Ext::all() };
-        let link = say_hello(mux, Hello { ext: Some(ext), ..self.hello.clone() }, deadline)?;
+        let link = say_hello(mux, Hello { ext: Some(ext), ..self.hello.clone() }, deadline)
+            .map_err(|e| refused.get().cloned().unwrap_or(e))?;
         expect_answers(&link, self.silence);
         Ok(link)
     }
@@ -81,11 +83,13 @@ pub struct Replies {
     hooks: Hooks,
     /// The number of the last event.
     seq: u64,
+    /// Why the node will not talk, where it said so before it was asked anything.
+    refused: Arc<OnceLock<Error>>,
 }
 
 impl Replies {
     pub fn new(hooks: Hooks) -> Replies {
-        Replies { hooks, seq: 0 }
+        Replies { hooks, seq: 0, refused: Arc::default() }
     }
 }
 
@@ -98,10 +102,11 @@ impl Inbound for Replies {
     }
 
     fn event(&mut self, message: Message) {
-        if let Message::Text(text) = message
-            && let Ok(envelope) = Envelope::parse(&text)
-            && let Some(event) = Event::decode(&envelope)
-        {
+        let Message::Text(text) = message else { return };
+        let Ok(envelope) = Envelope::parse(&text) else { return };
+        if envelope.name == "err_fs" {
+            let _ = decode_reply(Op::Hello, &text).map_err(|e| self.refused.set(e));
+        } else if let Some(event) = Event::decode(&envelope) {
             // Old nodes do not number their events.
             if let Ok(Some(seq)) = envelope.fields.u64("seq") {
                 if seq != self.seq + 1 {

@@ -188,7 +188,11 @@ fn a_helper_that_is_called_wrongly_answers_as_mount_expects() {
     for (args, status, part) in [
         (&[][..], 1, "<source> is missing"),
         (&["ws://h/v2/fs"], 1, "<directory> is missing"),
-        (&["http://h/v2/fs", "/mnt"], 1, "neither ws nor wss"),
+        (
+            &["http://h/v2/fs", "/mnt"],
+            1,
+            "the source: URL \"http://h/v2/fs\": the scheme is neither",
+        ),
         (&["none", "/mnt"], 1, "needs -o endpoint"),
         (&["ws://h/v2/fs", "/mnt", "-o", "bogus"], 1, "unknown option"),
         (&["ws://h/v2/fs", "/mnt", "-z"], 1, "unknown flag -z"),

@@ -107,6 +107,10 @@ fn tokens_come_from_files_or_the_environment_and_never_show() {
     let (code, errors) =
         failed(program(&list).env("SPIDERWEB_FS_TOKEN", "wrong").output().unwrap());
     assert!(code == 69 && errors.contains("AuthFailed") && !errors.contains("wrong"), "{errors}");
+    // Refused before anything was asked.
+    let elsewhere = format!("a={}/other", node.url());
+    let (code, errors) = failed(run(&["--endpoint", &elsewhere, "readdir", "/a"]));
+    assert!(code == 69 && errors.contains("invalid FS endpoint path"), "{errors}");
     let with_file = [&list[..], &["--endpoint-token-file", &given]].concat();
     ok(program(&with_file).env("SPIDERWEB_FS_TOKEN", "wrong").output().unwrap());
     let (code, errors) =
