@@ -186,10 +186,14 @@ impl Error {
         self.errno
     }
 
-    /// The same error with words put in front: `context: message`.
+    /// The same error with words put in front: `context: message`; once, if they stand there already.
     #[must_use]
     pub fn context(self, context: impl fmt::Display) -> Error {
-        Error { message: format!("{context}: {}", self.message).into(), ..self }
+        let context = format!("{context}: ");
+        if self.message.starts_with(&context) {
+            return self;
+        }
+        Error { message: (context + &self.message).into(), ..self }
     }
 
     /// The same error under another code; the errno becomes that code's.

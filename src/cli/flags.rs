@@ -261,7 +261,9 @@ fn take(pico: &mut pico_args::Arguments, flag: &Flag) -> Result<Vec<OsString>> {
 /// The error for a flag that the program does not have, with the one that was probably meant.
 fn unknown(program: &Program, given: &str) -> Error {
     let bare = given.split('=').next().unwrap_or(given);
-    let near = program.flags.iter().map(|f| f.name).min_by_key(|name| distance(name, bare));
+    // Every short flag is near every other one.
+    let long = program.flags.iter().map(|f| f.name).filter(|name| name.len() > 2);
+    let near = long.min_by_key(|name| distance(name, bare));
     match near.filter(|name| distance(name, bare) <= 3) {
         Some(name) => usage(format!("unknown flag {bare}; did you mean {name}?")),
         None => usage(format!("unknown flag {bare}")),
@@ -380,6 +382,7 @@ mod tests {
     fn wrong_values_and_unknown_flags_are_named() {
         let e = run(&["--prot", "1"]).unwrap_err();
         assert_eq!(e.message, "unknown flag --prot; did you mean --port?");
+        assert_eq!(run(&["-3"]).unwrap_err().message, "unknown flag -3");
         let a = run(&["--port", "x"]).unwrap();
         let e = a.parsed::<u16>("--port", "a port").unwrap_err();
         assert_eq!((e.code.exit(), &*e.message), (64, "--port: \"x\" is not a port"));

@@ -52,7 +52,11 @@ pub const PROGRAM: Program = Program {
             "Where the node keeps who it is [.spiderweb-fs-node-state.json]",
         ),
         Flag::value("--lease-ttl-ms", "n", "Lease to ask for [900000]"),
-        Flag::value("--refresh-interval-ms", "n", "Time between lease refreshes [60000]"),
+        Flag::value(
+            "--refresh-interval-ms",
+            "n",
+            "Time between lease refreshes [60000, at most a third of the lease]",
+        ),
         Flag::value("--reconnect-backoff-ms", "n", "First wait after a failure [5000]"),
         Flag::value("--reconnect-backoff-max-ms", "n", "Longest wait after failures [60000]"),
         Flag::repeated("--label", "key=value", "Label shown by the gateway"),
@@ -83,6 +87,7 @@ const LABEL_VALUE_MAX: usize = 512;
 const TERMINAL_ID_MAX: usize = 119;
 const TERMINALS_MAX: usize = 32;
 const RELOAD_INTERVAL_MS: u64 = 2_000;
+const REFRESH_MS: u64 = 60_000;
 /// Shortest lease that a gateway gives.
 const LEASE_MIN_MS: u64 = 1000;
 
@@ -109,10 +114,19 @@ fn options(args: &Args, env: &Env) -> Result<Options> {
     }
     let exports: Vec<ExportSpec> =
         args.all("--export")?.iter().map(|spec| spec.parse()).collect::<Result<_>>()?;
+    // A flag that is wrong is told also where it has no effect.
+    let (addr, member) = (addr(args)?, membership(args, env)?);
     let mode = match args.string("--control-url")? {
-        Some(url) => Mode::Member(Box::new(membership(args, env, &url)?)),
+        Some(url) => {
+            if args.has("--auth-token") || args.has("--auth-token-file") {
+                log::warn!(
+                    "--auth-token has no effect with --control-url: the gateway decides who comes in"
+                );
+            }
+            Mode::Member(Box::new(member(ws_url("--control-url", &url)?)))
+        }
         None => Mode::Alone {
-            addr: addr(args)?,
+            addr,
             token: client_token(args, env)?,
             state_file: args.os("--state-file").map(PathBuf::from),
         },
@@ -180,16 +194,11 @@ fn secret(env: &Env, name: &str) -> Option<String> {
     env.get(name).map(|s| s.trim().to_owned()).filter(|s| !s.is_empty())
 }
 
-fn membership(args: &Args, env: &Env, url: &str) -> Result<Membership> {
-    let url = ws_url("--control-url", url)?;
+/// What a node tells the gateway at a URL.
+fn membership(args: &Args, env: &Env) -> Result<impl FnOnce(WsUrl) -> Membership + use<>> {
     let given = |flag: &str, var: &str| -> Result<Option<String>> {
         Ok(args.string(flag)?.filter(|t| !t.is_empty()).or_else(|| secret(env, var)))
     };
-    if args.has("--auth-token") || args.has("--auth-token-file") {
-        log::warn!(
-            "--auth-token has no effect with --control-url: the gateway decides who comes in"
-        );
-    }
     let token = given("--control-auth-token", "SPIDERWEB_AUTH_TOKEN")?;
     let operator_token = args.string("--operator-token")?.filter(|t| !t.is_empty());
     if operator_token.is_some() && token.is_none() {
@@ -210,7 +219,9 @@ fn membership(args: &Args, env: &Env, url: &str) -> Result<Membership> {
         }
     };
     let lease_ttl_ms = ms(args, "--lease-ttl-ms", 900_000)?;
-    let refresh_interval_ms = ms(args, "--refresh-interval-ms", 60_000)?;
+    // In time also where one refresh fails.
+    let refresh_interval_ms =
+        ms(args, "--refresh-interval-ms", (lease_ttl_ms / 3).clamp(1, REFRESH_MS))?;
     if lease_ttl_ms < LEASE_MIN_MS || refresh_interval_ms >= lease_ttl_ms {
         return Err(usage(format!(
             "--lease-ttl-ms must be at least {LEASE_MIN_MS} and more than --refresh-interval-ms, \
@@ -222,19 +233,20 @@ fn membership(args: &Args, env: &Env, url: &str) -> Result<Membership> {
     if max_ms < base_ms {
         return Err(usage("--reconnect-backoff-max-ms is less than --reconnect-backoff-ms"));
     }
-    Ok(Membership {
+    let (fs_url, labels) = (fs_url(args)?, labels(args)?);
+    let state_file =
+        args.os("--state-file").unwrap_or(".spiderweb-fs-node-state.json".as_ref()).into();
+    let fs_service = !args.has("--no-fs-service");
+    Ok(move |url| Membership {
         way: Way { url, token },
         pairing,
-        fs_url: fs_url(args)?,
-        state_file: args
-            .os("--state-file")
-            .unwrap_or(".spiderweb-fs-node-state.json".as_ref())
-            .into(),
+        fs_url,
+        state_file,
         lease_ttl_ms,
         refresh_interval_ms,
         backoff: Backoff { base_ms, max_ms },
-        fs_service: !args.has("--no-fs-service"),
-        labels: labels(args)?,
+        fs_service,
+        labels,
         operator_token,
     })
 }
@@ -279,4 +291,26 @@ fn labels(args: &Args) -> Result<BTreeMap<String, String>> {
         return Err(usage(format!("--label: at most {LABELS_MAX} labels")));
     }
     Ok(labels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_renewed_well_before_it_ends() {
+        let refresh_ms = |given: &[(&'static str, &str)]| {
+            let mut args = Args::default();
+            given.iter().for_each(|(flag, value)| args.set(flag, *value));
+            let member = membership(&args, &Env::default())?;
+            Ok::<_, Error>(member("ws://h/".parse()?).refresh_interval_ms)
+        };
+        assert_eq!(refresh_ms(&[]).unwrap(), 60_000);
+        assert_eq!(refresh_ms(&[("--lease-ttl-ms", "30000")]).unwrap(), 10_000);
+        let both = |refresh| {
+            refresh_ms(&[("--lease-ttl-ms", "30000"), ("--refresh-interval-ms", refresh)])
+        };
+        assert_eq!(both("29999").unwrap(), 29_999);
+        assert!(both("30000").unwrap_err().message.contains("the lease runs out"));
+    }
 }

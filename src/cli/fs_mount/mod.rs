@@ -122,7 +122,8 @@ pub fn run(mut args: Args) -> Result<()> {
 /// Runs a command, after the command line was checked as a whole.
 fn start(args: &Args, check_only: bool) -> Result<()> {
     let level = args.string("--log-level")?;
-    log::set(level.map_or(Ok(::log::LevelFilter::Info), |level| log::parse_level(&level))?);
+    let level = level.map_or(Ok(::log::LevelFilter::Info), |level| log::parse_level(&level));
+    log::set(level.map_err(|e| usage(format!("--log-level: {}", e.message)))?);
     let verb = Verb::parse(args)?;
     if let Verb::StatusOf { mount_point, probe } = &verb {
         return verb::status_of_mount(mount_point, *probe, args);
@@ -133,6 +134,8 @@ fn start(args: &Args, check_only: bool) -> Result<()> {
     if timeout_ms == 0 {
         return Err(usage("--timeout-ms: must not be 0"));
     }
+    let what = "a number of milliseconds, or 0";
+    let interval_ms = args.parsed("--workspace-sync-interval-ms", what)?.unwrap_or(5_000);
     let explicit: Vec<Source> = endpoints.into_iter().map(Into::into).collect();
     let source = match (&gateway, explicit.first()) {
         (_, Some(source)) => source.endpoint.url.to_string(),
@@ -144,7 +147,8 @@ fn start(args: &Args, check_only: bool) -> Result<()> {
     let plan = match &verb {
         Verb::Mount(at) => {
             let at = at.clone();
-            Some(mount::plan(args, at, options, gateway.clone(), explicit.clone())?)
+            let sync = |gateway| mount::Sync { gateway, explicit: explicit.clone(), interval_ms };
+            Some(mount::plan(args, at, options, gateway.clone().map(sync)))
         }
         _ => None,
     };

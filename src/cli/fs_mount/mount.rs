@@ -122,20 +122,12 @@ fn wait(signals: &Signals, log_file: Option<&Path>) {
 }
 
 /// The words of the command line that only `mount` understands.
-pub fn plan(
-    args: &Args,
-    at: PathBuf,
-    options: Options,
-    gateway: Option<Gateway>,
-    explicit: Vec<Source>,
-) -> Result<Plan> {
-    let what = "a number of milliseconds";
-    let interval_ms = args.parsed("--workspace-sync-interval-ms", what)?.unwrap_or(5000);
-    Ok(Plan {
+pub fn plan(args: &Args, at: PathBuf, options: Options, sync: Option<Sync>) -> Plan {
+    Plan {
         at,
         options,
-        sync: gateway.map(|gateway| Sync { gateway, explicit, interval_ms }),
+        sync,
         log_file: args.os("--log-file").map(PathBuf::from),
         background: args.has("--daemon"),
-    })
+    }
 }

@@ -418,6 +418,12 @@ fn the_program_listens_and_says_what_is_wrong_with_its_flags() {
         (vec!["--control-url", "http://h"], 64, "--control-url"),
         (vec!["--control-url", "ws://h", "--pair-mode", "invite"], 64, "--invite-token"),
         (vec!["--control-url", "ws://h", "--lease-ttl-ms", "5"], 64, "--lease-ttl-ms"),
+        // Also where they have no effect.
+        (vec!["--label", "=x", "--port", "0"], 64, "--label"),
+        (vec!["--pair-mode", "bogus", "--port", "0"], 64, "--pair-mode"),
+        (vec!["--refresh-interval-ms", "-1", "--port", "0"], 64, "--refresh-interval-ms"),
+        (vec!["--fs-url", "http://h", "--port", "0"], 64, "--fs-url"),
+        (vec!["--control-url", "ws://h", "--port", "x"], 64, "--port"),
         (vec!["--auth-token", ""], 64, "--auth-token"),
         (vec!["--bogus"], 64, "--bogus"),
     ] {
