@@ -29,6 +29,11 @@ impl Door for TokenDoor {
         let who = Who { principal: "node-client".into(), ..Who::default() };
         Ok(Entry { exports: self.exports.clone(), who, name: self.name.clone() })
     }
+
+    /// Old clients use one connection, and end with a hello that does not subscribe (spec: fs 3.1, 19.3).
+    fn tells_all(&self) -> bool {
+        true
+    }
 }
 
 /// What a standalone node's listener serves.

@@ -40,6 +40,11 @@ pub(super) fn limits_after_hello() -> Limits {
 pub trait Door: Send + Sync {
     /// Errors: `AuthMissing` and `AuthFailed` (spec: fs 3.1), or what else bars the way.
     fn enter(&self, hello: &Hello) -> Result<Entry>;
+
+    /// True where clients that know no extensions hear of every change, whether they subscribed or not.
+    fn tells_all(&self) -> bool {
+        false
+    }
 }
 
 pub struct Entry {
@@ -182,7 +187,11 @@ impl Session {
             Ok(request) => self.request(request),
             Err(fault) => {
                 let first = self.lock().ready.is_none();
-                let e = Error::new(Code::Invalid, fault.message);
+                // Whatever is wrong with it, it is no hello.
+                let e = match first && !fault.close {
+                    true => hello_first(),
+                    false => Error::new(Code::Invalid, fault.message),
+                };
                 self.fail(fault.tag, &e, fault.close || first);
             }
         }
@@ -201,10 +210,7 @@ impl Session {
                 }
                 self.start(tag, slot, call, ready);
             }
-            (_, None) => {
-                let e = Error::invalid("acheron.t_fs_hello must be negotiated first");
-                self.fail(tag, &e, true);
-            }
+            (_, None) => self.fail(tag, &hello_first(), true),
         }
     }
 
@@ -238,7 +244,6 @@ impl Session {
     /// What the hello comes to, and whether it is the connection's first. Files that are open stay open: a
     /// later hello only changes the subscription. `None` when the connection has ended.
     fn settle(self: &Arc<Session>, entry: &Entry, hello: &Hello) -> Option<(Arc<Ready>, bool)> {
-        let subscribed = hello.subscribe_invalidations;
         let mut ext = hello.ext.as_ref().map(|offered| offered.accept(&Ext::all()));
         let old = self.lock().ready.clone();
         let held = match &old {
@@ -255,6 +260,7 @@ impl Session {
         };
         let first = old.is_none();
         let ext = ext.or_else(|| old.and_then(|old| old.ext.clone()));
+        let subscribed = hello.subscribe_invalidations || ext.is_none() && self.door.tells_all();
         let ready = Arc::new(Ready { held, subscribed, ext });
         let mut s = self.lock();
         if s.closed {
@@ -397,6 +403,10 @@ impl Session {
             self.part(&ready);
         }
     }
+}
+
+fn hello_first() -> Error {
+    Error::invalid("acheron.t_fs_hello must be negotiated first")
 }
 
 fn decode(message: Message) -> Result<Request, Fault> {

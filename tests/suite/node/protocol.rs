@@ -115,10 +115,16 @@ fn without_a_proper_hello_the_connection_ends_with_the_reason() {
         assert_eq!(c.fails("hello", json!({}), payload), (libc::EINVAL, words.into()));
         c.closes();
     }
-    let mut c = node.raw();
-    let e = c.fails("exports", json!({}), json!({}));
-    assert_eq!(e, (libc::EINVAL, "acheron.t_fs_hello must be negotiated first".into()));
-    c.closes();
+    // Also one that is wrong in itself.
+    for (channel, name) in
+        [("acheron", "t_fs_exports"), ("acheron", "t_fs_lookup"), ("control", "version")]
+    {
+        let mut c = node.raw();
+        c.send(&json!({"channel": channel, "type": format!("{channel}.{name}"), "tag": 3}));
+        let e = errno(&c.next().unwrap());
+        assert_eq!(e, (libc::EINVAL, "acheron.t_fs_hello must be negotiated first".into()));
+        c.closes();
+    }
     let mut c = node.raw();
     c.send_text("{nonsense");
     assert_eq!(errno(&c.next().unwrap()), (libc::EINVAL, "SyntaxError".into()));
@@ -202,6 +208,14 @@ fn changes_of_one_client_are_told_to_those_who_subscribed() {
     assert_eq!(event["type"], "acheron.e_fs_inval_dir");
     assert_eq!(event["payload"]["dir"], root);
     assert_eq!(event.get("tag"), None);
+    // A client that knows no extensions hears of it in any case.
+    let (mut old, _) = node.client();
+    let mut ours = node.raw();
+    ours.hello(json!({"subscribe_invalidations": false, "ext": {"v": 1}}));
+    c.call("mkdir", on(root), json!({"name": "e"}));
+    assert_eq!(old.next().unwrap()["payload"]["dir"], root);
+    ours.send(&json!({"channel": "acheron", "type": "acheron.t_fs_exports", "tag": 9}));
+    assert_eq!(ours.next().unwrap()["tag"], 9);
 }
 
 #[test]
