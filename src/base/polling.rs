@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI8, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long to look.
-const LOOK: Duration = Duration::from_micros(100);
+const LOOK: Duration = Duration::from_micros(300);
 /// Successes that are remembered: so many failures in a row are forgiven.
 const CREDIT_MAX: i8 = 4;
 /// Where looking did not pay, it is tried again after this many sleeps.

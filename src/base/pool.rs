@@ -14,24 +14,26 @@ type Job = Box<dyn FnOnce() + Send>;
 type Look = Box<dyn FnOnce(&dyn Fn() -> bool) + Send>;
 
 thread_local! {
-    static WORKER: RefCell<Worker> = const { RefCell::new(Worker { look: None, kept: Kept::Not }) };
+    static WORKER: RefCell<Worker> = const {
+        RefCell::new(Worker { look: None, found: None, aside: false })
+    };
 }
 
 /// What a worker thread knows of itself.
 struct Worker {
     /// How the job that it runs wants the next one looked for.
     look: Option<Look>,
-    kept: Kept,
+    /// While it looks.
+    found: Option<Found>,
+    /// See [`Pool::aside`].
+    aside: bool,
 }
 
-/// The job that a looking worker keeps for itself.
-enum Kept {
-    /// It does not look.
-    Not,
-    Nothing {
-        queue: *const Queue,
-    },
-    One(Job),
+/// Jobs that a looking worker keeps for itself.
+struct Found {
+    queue: *const Queue,
+    aside: Vec<Job>,
+    next: Option<Job>,
 }
 
 /// Worker threads that take jobs from one bounded queue. A job that panics is logged and ends
@@ -112,10 +114,10 @@ impl Pool {
         WORKER.with_borrow_mut(|w| w.look = Some(Box::new(look)));
     }
 
-    /// While the guard lives, what a looking worker finds is left to others, and it goes on looking: for
-    /// what nobody waits for.
+    /// While the guard lives, what a looking worker finds is not what it looks for: the worker does it when it
+    /// has done looking, before what else it found. For what nobody waits for.
     pub fn aside() -> Aside {
-        Aside(WORKER.with_borrow_mut(|w| std::mem::replace(&mut w.kept, Kept::Not)))
+        Aside(WORKER.with_borrow_mut(|w| std::mem::replace(&mut w.aside, true)))
     }
 
     /// Jobs waiting for a worker.
@@ -181,24 +183,30 @@ impl Queue {
             }
             s.looking = true;
         }
-        WORKER.with_borrow_mut(|w| w.kept = Kept::Nothing { queue: self });
-        let found = || WORKER.with_borrow(|w| matches!(w.kept, Kept::One(_)));
-        run(name, || look(&found));
+        let found = Found { queue: self, aside: Vec::new(), next: None };
+        WORKER.with_borrow_mut(|w| w.found = Some(found));
+        let is_found =
+            || WORKER.with_borrow(|w| w.found.as_ref().is_some_and(|f| f.next.is_some()));
+        run(name, || look(&is_found));
         self.lock().looking = false;
-        match WORKER.with_borrow_mut(|w| std::mem::replace(&mut w.kept, Kept::Not)) {
-            Kept::One(job) => Some(job),
-            _ => None,
+        let found = WORKER.with_borrow_mut(|w| w.found.take())?;
+        for job in found.aside {
+            run(name, job);
+            WORKER.with_borrow_mut(|w| w.look = None);
         }
+        found.next
     }
 
     /// Keeps a job for this thread, if it looks for one of this queue; else gives it back.
     fn keep(&self, job: Job) -> Option<Job> {
-        WORKER.with_borrow_mut(|w| match w.kept {
-            Kept::Nothing { queue } if std::ptr::eq(queue, self) => {
-                w.kept = Kept::One(job);
-                None
+        WORKER.with_borrow_mut(|w| {
+            let found = w.found.as_mut().filter(|f| std::ptr::eq(f.queue, self));
+            match found {
+                Some(found) if w.aside => found.aside.push(job),
+                Some(found) if found.next.is_none() => found.next = Some(job),
+                _ => return Some(job),
             }
-            _ => Some(job),
+            None
         })
     }
 
@@ -216,12 +224,11 @@ fn run(pool: &str, job: impl FnOnce()) {
 
 /// See [`Pool::aside`].
 #[must_use]
-pub struct Aside(Kept);
+pub struct Aside(bool);
 
 impl Drop for Aside {
     fn drop(&mut self) {
-        let kept = std::mem::replace(&mut self.0, Kept::Not);
-        WORKER.with_borrow_mut(|w| w.kept = kept);
+        WORKER.with_borrow_mut(|w| w.aside = self.0);
     }
 }
 
@@ -347,6 +354,31 @@ mod tests {
         assert_eq!(got.iter().map(|g| g.0).collect::<Vec<_>>(), ["first", "other", "own"]);
         assert_eq!(got[2].1, looked);
         assert_ne!(got[1].1, looked);
+    }
+
+    #[test]
+    fn what_is_found_beside_is_done_before_what_was_looked_for() {
+        let pool = Pool::start("test", 1, 8).unwrap();
+        let (tx, rx) = mpsc::channel();
+        let inner = pool.clone();
+        pool.submit(move || {
+            Pool::then(move |found| {
+                let send = |n: i32| {
+                    let tx = tx.clone();
+                    inner.submit(move || tx.send(n).unwrap()).unwrap();
+                };
+                let aside = Pool::aside();
+                send(1);
+                drop(aside);
+                assert!(!found());
+                send(3);
+                assert!(found());
+                let _aside = Pool::aside();
+                send(2);
+            });
+        })
+        .unwrap();
+        assert_eq!(rx.iter().collect::<Vec<_>>(), [1, 2, 3]);
     }
 
     #[test]

@@ -117,8 +117,20 @@ impl Conn {
     /// Counts a request in flight until the guard is dropped. A request that is parked for long
     /// should give its guard back: at `max_inflight` not even a cancellation is read.
     pub fn begin(&self) -> InFlight {
-        self.0.lock().inflight += 1;
-        InFlight(self.0.clone())
+        self.count(true)
+    }
+
+    /// As [`Conn::begin`], for a request that will not be answered.
+    pub fn begin_silent(&self) -> InFlight {
+        self.count(false)
+    }
+
+    fn count(&self, answered: bool) -> InFlight {
+        let mut s = self.0.lock();
+        s.inflight += 1;
+        s.unanswered += usize::from(answered);
+        drop(s);
+        InFlight { shared: self.0.clone(), answered }
     }
 
     /// Takes effect from the next frame on.
@@ -176,13 +188,17 @@ impl std::fmt::Debug for Conn {
 
 /// A request in flight; see [`Conn::begin`].
 #[must_use]
-pub struct InFlight(Arc<Shared>);
+pub struct InFlight {
+    shared: Arc<Shared>,
+    answered: bool,
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let mut s = self.0.lock();
+        let mut s = self.shared.lock();
         s.inflight -= 1;
-        self.0.attend_if_due(&mut s);
+        s.unanswered -= usize::from(self.answered);
+        self.shared.attend_if_due(&mut s);
     }
 }
 
@@ -222,6 +238,8 @@ struct State {
     /// To be closed when no request is in flight.
     draining: bool,
     inflight: usize,
+    /// Of these, the ones that a reply is due to.
+    unanswered: usize,
     /// The reader has stopped and wants to hear when it may go on.
     paused: bool,
     /// The I/O thread is at work on this connection and will look at all of this when done.
@@ -322,6 +340,7 @@ impl Shared {
                 closing: false,
                 draining: false,
                 inflight: 0,
+                unanswered: 0,
                 paused: false,
                 busy: false,
                 called: false,
@@ -346,7 +365,7 @@ impl Shared {
         }
         let at = s.push(frame);
         self.port.sent.add(1);
-        if s.inflight > 1 {
+        if s.unanswered > 1 {
             // More replies are about to come, and one write of the I/O thread carries them all.
             self.attend(&mut s);
         } else if !s.busy && !s.writing && s.blocked.is_none() {

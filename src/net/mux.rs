@@ -174,6 +174,11 @@ impl Mux {
         Ok(tag)
     }
 
+    /// Sends a request that is not answered. Errors: `unavailable`.
+    pub fn tell(&self, message: impl Into<Outgoing>) -> Result<()> {
+        self.conn().ok_or_else(no_connection)?.send(message)
+    }
+
     /// Forgets a request; its reply will be dropped, its callback is not called. False when it was
     /// answered before.
     pub fn abandon(&self, tag: u32) -> bool {
@@ -220,7 +225,7 @@ impl Mux {
     fn send(&self, tag: u32, message: Outgoing) -> Result<(), CallError> {
         let queued = match self.conn() {
             Some(conn) => conn.send_at(message),
-            None => Err(Error::new(Code::Unavailable, "there is no connection yet")),
+            None => Err(no_connection()),
         };
         match queued {
             Ok(at) => {
@@ -301,6 +306,10 @@ impl Table {
         self.waiting.insert(tag, Waiting { done, timer: None, at: None });
         Ok(tag)
     }
+}
+
+fn no_connection() -> Error {
+    Error::new(Code::Unavailable, "there is no connection yet")
 }
 
 fn lost_waiter() -> Error {

@@ -26,7 +26,8 @@ struct Answer {
     op: Op,
     bin: bool,
     in_flight: Option<InFlight>,
-    sent: bool,
+    /// An answer is due.
+    due: bool,
 }
 
 /// What names a request: its tag, our number for it, and the client's in its session.
@@ -38,7 +39,7 @@ pub(super) struct Asked {
 
 impl Answer {
     fn send(&mut self, outcome: &Result<Reply>) {
-        self.sent = true;
+        self.due = false;
         // Remembered before it is sent: whoever asks again finds it.
         let again = self.asked.rid.map(|rid| self.held.answered(rid, outcome));
         self.session.answer(self.asked.tag, self.op, self.bin, outcome);
@@ -53,7 +54,7 @@ impl Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         self.session.ended(self.asked.key);
-        if !self.sent {
+        if self.due {
             self.send(&Err(Error::new(Code::Eio, "internal error")));
         }
     }
@@ -80,14 +81,19 @@ impl Job {
         cancel: Cancel,
     ) -> Job {
         let cx = Cx::new(ready.held.who.clone(), Deadline::after_ms(CALL_TIMEOUT_MS));
+        // Ours: a close without a tag is not answered.
+        let silent = asked.tag.is_none() && ready.ext.is_some() && call.op() == Op::Close;
         let answer = Answer {
             session: session.clone(),
             held: ready.held.clone(),
             asked,
             op: call.op(),
             bin: ready.bin(),
-            in_flight: Some(session.conn.begin()),
-            sent: false,
+            in_flight: Some(match silent {
+                true => session.conn.begin_silent(),
+                false => session.conn.begin(),
+            }),
+            due: !silent,
         };
         Job {
             call,
@@ -103,8 +109,7 @@ impl Job {
     /// `lane`: the open file whose requests keep their order.
     pub fn submit(self, lane: Option<u64>) {
         let held = self.ready.held.clone();
-        // Few clients wait for it.
-        let _aside = matches!(self.call, Call::Close { .. }).then(Pool::aside);
+        let _aside = (!self.answer.due).then(Pool::aside);
         if let Err((e, job)) = held.lanes.hand(lane, self, Job::run) {
             job.finish(Err(e));
         }
@@ -129,7 +134,9 @@ impl Job {
     }
 
     fn finish(mut self, outcome: Result<Reply>) {
-        self.answer.send(&outcome);
+        if self.answer.due {
+            self.answer.send(&outcome);
+        }
     }
 
     /// A file that makes its readers wait keeps its own time; only giving up ends it early.

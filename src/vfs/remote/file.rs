@@ -321,8 +321,15 @@ impl Remote {
             return Ok(());
         }
         if file.kind == FileKind::Plain && !file.is_locked() {
-            let build = |tag| Request::new(tag, Call::Close { h }).encode(link.ext.bin);
-            if link.mux.start(build, cx.deadline, drop).is_ok() {
+            let close = Call::Close { h };
+            let told = match link.is_ours() {
+                true => link.mux.tell(Request::silent(close).encode(link.ext.bin)).is_ok(),
+                false => {
+                    let build = |tag| Request::new(tag, close).encode(link.ext.bin);
+                    link.mux.start(build, cx.deadline, drop).is_ok()
+                }
+            };
+            if told {
                 return Ok(());
             }
         }

@@ -7,7 +7,7 @@ use crate::wire::{Channel, Envelope, Fields, Frame, Object, acheron};
 use bytes::Bytes;
 use std::ffi::OsString;
 
-/// A request. `tag` is absent only where an old client left it out.
+/// A request. `tag` is absent where an old client left it out, and where no answer is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     pub tag: Option<u32>,
@@ -278,6 +278,11 @@ impl Request {
     /// A request that is sent once.
     pub fn new(tag: u32, call: Call) -> Request {
         Request { tag: Some(tag), call, slot: None }
+    }
+
+    /// A request that is not to be answered, which only CLOSE can be, for peers that know extensions.
+    pub fn silent(call: Call) -> Request {
+        Request { tag: None, call, slot: None }
     }
 
     /// The frame to send; WRITE as a binary one where `bin` was negotiated.

@@ -116,6 +116,18 @@ fn a_caller_reads_its_reply_itself_and_leaves_the_rest_to_the_io_thread() {
 }
 
 #[test]
+fn what_is_told_is_sent_and_takes_no_place() {
+    let bench = Bench::start(1);
+    bench.mux.tell(Message::text("0 event one")).unwrap();
+    assert_eq!(
+        (bench.events.recv_timeout(LONG).unwrap().as_str(), bench.mux.in_flight()),
+        ("one", 0)
+    );
+    bench.mux.conn().unwrap().close(None, "");
+    assert_eq!(bench.mux.tell(Message::text("0 event late")).unwrap_err().code, Code::Unavailable);
+}
+
+#[test]
 fn replies_find_their_callers_in_any_order() {
     let bench = Bench::start(64);
     std::thread::scope(|scope| {

@@ -455,6 +455,35 @@ fn files_of_a_lost_session_are_closed() {
     eventually("the file to be closed", || (open_files() == 0).then_some(()));
 }
 
+#[test]
+fn a_close_without_a_tag_is_answered_only_to_old_clients() {
+    let node = Node::start();
+    node.put("f", "x");
+    let ext = json!({"v": 1, "bin": 0, "ops": ["setattr"]});
+    for (more, is_answered) in [(json!({}), true), (json!({"ext": ext}), false)] {
+        let mut c = node.raw();
+        c.hello(more);
+        let root = c.root();
+        let h = open(&mut c, root, "f", 0);
+        let close = json!({"channel": "acheron", "type": "acheron.t_fs_close", "h": h["h"],
+            "payload": {}});
+        c.send(&close);
+        if is_answered {
+            assert_eq!(c.answer().unwrap()["type"], "acheron.r_fs_close");
+        }
+        // The next answer is that to the next request: nothing else has come.
+        eventually("the file to be closed", || {
+            (c.fails("read", h.clone(), json!({})).0 == libc::EBADF).then_some(())
+        });
+        // Nor is one that fails.
+        c.send(&close);
+        if is_answered {
+            assert_eq!(errno(&c.answer().unwrap()).0, libc::EBADF);
+        }
+        c.call("exports", json!({}), json!({}));
+    }
+}
+
 /// Lets a client in when it is told to.
 struct Slow {
     inner: TokenDoor,
