@@ -125,6 +125,17 @@ impl Pool {
         self.queue.lock().jobs.len()
     }
 
+    /// Jobs that may wait for a worker.
+    pub fn limit(&self) -> usize {
+        self.queue.max
+    }
+
+    /// True unless a worker has ended before [`Pool::stop`].
+    pub fn is_whole(&self) -> bool {
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        workers.iter().all(|worker| !worker.is_finished())
+    }
+
     /// Lets the workers finish what is queued, then joins them.
     pub fn stop(&self) {
         self.queue.stop();

@@ -182,6 +182,12 @@ impl Net {
         }
     }
 
+    /// True unless an I/O thread has ended before [`Net::stop`].
+    pub fn is_whole(&self) -> bool {
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.iter().all(|thread| !thread.is_finished())
+    }
+
     pub fn stats(&self) -> Stats {
         let sum = |count: fn(&Port) -> u64| self.ports.iter().map(|port| count(port)).sum();
         Stats {

@@ -25,6 +25,7 @@ struct Answer {
     asked: Asked,
     op: Op,
     bin: bool,
+    since: Instant,
     in_flight: Option<InFlight>,
     /// An answer is due.
     due: bool,
@@ -40,6 +41,9 @@ pub(super) struct Asked {
 impl Answer {
     fn send(&mut self, outcome: &Result<Reply>) {
         self.due = false;
+        // Those that stepped aside waited for somebody to write, or to unlock.
+        let since = self.in_flight.is_some().then_some(self.since);
+        self.session.server.requests.done(since, outcome.as_ref().err().map(|e| e.code));
         // Remembered before it is sent: whoever asks again finds it.
         let again = self.asked.rid.map(|rid| self.held.answered(rid, outcome));
         self.session.answer(self.asked.tag, self.op, self.bin, outcome);
@@ -89,6 +93,7 @@ impl Job {
             asked,
             op: call.op(),
             bin: ready.bin(),
+            since: Instant::now(),
             in_flight: Some(match silent {
                 true => session.conn.begin_silent(),
                 false => session.conn.begin(),

@@ -6,7 +6,7 @@ use super::exports::Exports;
 use super::files;
 use super::held::{Held, Sessions, Turn};
 use super::job::{Asked, Job};
-use crate::base::{Cancel, Code, Error, Gauge, Lanes, Pool, Result, Timer};
+use crate::base::{Cancel, Code, Error, Gauge, Lanes, Pool, Requests, Result, Timer};
 use crate::net::{Conn, InFlight, Limits, Message};
 use crate::vfs::{Caller, FileKind, Handle, OpenFlags, Watch, Who};
 use crate::wire::Envelope;
@@ -57,13 +57,15 @@ pub struct Entry {
 /// What all sessions of a program share.
 pub struct Server {
     pub pool: Arc<Pool>,
+    /// What becomes of requests that threads carry out.
+    pub requests: Arc<Requests>,
     pub(super) timer: Timer,
     pub(super) sessions: Sessions,
 }
 
 impl Server {
     pub fn new(pool: Arc<Pool>, timer: Timer) -> Server {
-        Server { pool, timer, sessions: Sessions::default() }
+        Server { pool, requests: Arc::default(), timer, sessions: Sessions::default() }
     }
 }
 
@@ -215,6 +217,7 @@ impl Session {
     }
 
     pub(super) fn fail(&self, tag: Option<u32>, e: &Error, close: bool) {
+        self.server.requests.errors.note(e.code);
         let _ = self.conn.send(Failure::new(tag, e).encode());
         if close {
             self.conn.close(None, "");

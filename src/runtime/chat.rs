@@ -8,7 +8,7 @@ use super::event::{Body, Event};
 use super::history;
 use super::jobs::{Conversation, JobId, JobStore};
 use super::prompt;
-use super::provider::{self, Model, Provider, Setup};
+use super::provider::{self, Asked, Model, Provider, Setup};
 use super::turn::{Said, Turn};
 use crate::base::{Cancel, Code, Deadline, Error, Lanes, Notify, Pool, Result, Timer, TimerKey};
 use crate::config::credentials::Credentials;
@@ -56,6 +56,7 @@ pub struct Runtime {
     /// Notified when a job is over, and when that is durable.
     over: Notify,
     sinks: Mutex<BTreeMap<u64, Sink>>,
+    asked: Asked,
 }
 
 #[derive(Default)]
@@ -119,6 +120,7 @@ impl Runtime {
             state: Mutex::default(),
             over: Notify::default(),
             sinks: Mutex::default(),
+            asked: Asked::default(),
         });
         if let Err(e) = runtime.provider(&runtime.options.provider.name) {
             crate::base::log::error("provider.name", &e);
@@ -232,6 +234,22 @@ impl Runtime {
         active.iter().filter(|a| matches!(*a.stage(), Stage::Waiting(_))).count()
     }
 
+    /// Places taken in the queue, those of jobs that were given up meanwhile included, and how many there
+    /// are.
+    pub fn queue(&self) -> (usize, usize) {
+        (self.lock().queued, self.options.runtime.runtime_request_queue_max)
+    }
+
+    /// True unless a worker has ended before [`Runtime::stop`].
+    pub fn is_whole(&self) -> bool {
+        self.pool.is_whole()
+    }
+
+    /// What was asked of providers.
+    pub fn asked(&self) -> &Asked {
+        &self.asked
+    }
+
     /// Takes no more messages, lets those under way finish until `grace` has passed, then cancels what
     /// is left and joins the workers.
     pub fn stop(self: &Arc<Runtime>, grace: Deadline) {
@@ -309,6 +327,7 @@ impl Runtime {
             cx: &active.cx,
             tree: &*tree,
             provider: &*provider,
+            asked: &self.asked,
             model: &model,
             effort: agent.settings.effort,
             instructions: &instructions,

@@ -4,7 +4,7 @@
 use super::event::Body;
 use super::history::{message_tokens, shorten, tokens};
 use super::provider::{
-    self, Call, Delta, Effort, Message, Model, Observer, Provider, ProviderError, Request,
+    self, Asked, Call, Delta, Effort, Message, Model, Observer, Provider, ProviderError, Request,
     Response, Retry, Stop, ToolCall,
 };
 use super::tools::{self, Place, ToolCode, ToolError};
@@ -12,6 +12,7 @@ use crate::base::{Code, Error, Result, TreePath};
 use crate::vfs::{Cx, Tree};
 use serde_json::{Value, json};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
 /// Questions to the model in one turn.
 pub const ROUNDS_MAX: usize = 32;
@@ -33,6 +34,7 @@ pub(super) struct Turn<'a> {
     pub cx: &'a Cx,
     pub tree: &'a dyn Tree,
     pub provider: &'a dyn Provider,
+    pub asked: &'a Asked,
     pub model: &'a Model,
     pub effort: Option<Effort>,
     pub instructions: &'a str,
@@ -120,8 +122,11 @@ impl Turn<'_> {
             conversation: self.conversation,
         };
         let call = Call { deadline: self.cx.deadline, cancel: self.cx.cancel.clone() };
-        let mut told = Told { emit: self.emit, model: self.model, thinking: String::new() };
+        let Turn { emit, asked, model, .. } = *self;
+        let mut told = Told { emit, asked, model, thinking: String::new() };
+        let since = Instant::now();
         let outcome = provider::stream(self.provider, &request, &call, &mut told);
+        asked.done(since, &outcome);
         let thinking = told.thinking;
         let response = outcome.map_err(|e| {
             (self.emit)(Body::debug("provider.error", described(self.model, &e)));
@@ -214,6 +219,7 @@ impl Turn<'_> {
 /// Passes on what the provider says while it says it.
 struct Told<'a> {
     emit: &'a (dyn Fn(Body) + Sync),
+    asked: &'a Asked,
     model: &'a Model,
     thinking: String,
 }
@@ -232,6 +238,7 @@ impl Observer for Told<'_> {
 
     fn retry(&mut self, retry: &Retry<'_>) {
         self.thinking.clear();
+        self.asked.retries.add(1);
         let Retry { attempt, delay, error } = retry;
         let detail = format!("attempt {attempt} failed ({}); trying again", error.message);
         (self.emit)(Body::Progress { phase: "provider", status: "retry", detail });

@@ -116,6 +116,18 @@ impl Db {
         f(&snapshot)
     }
 
+    /// Writes that wait for the writer, and how many may.
+    pub fn queue(&self) -> (usize, usize) {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        (jobs.as_ref().map_or(0, Sender::len), WRITE_QUEUE_MAX)
+    }
+
+    /// True while it can be written to.
+    pub fn is_open(&self) -> bool {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.as_ref().is_some_and(|writer| !writer.is_finished())
+    }
+
     /// Finishes the writes that are queued, then closes the file. Later calls get `storage_error`.
     pub fn close(&self) {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();

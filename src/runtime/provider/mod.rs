@@ -2,6 +2,7 @@
 //! answer back into a [`Response`]; retries, deadlines and models are the same for all. A new one is a
 //! file and a row of [`PROVIDERS`].
 
+mod asked;
 mod echo;
 mod error;
 mod http;
@@ -11,6 +12,7 @@ mod retry;
 mod sse;
 mod types;
 
+pub use asked::Asked;
 pub use error::{Failure, ProviderError};
 pub use models::Model;
 pub use retry::{Observer, Retry, stream};
