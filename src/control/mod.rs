@@ -3,6 +3,7 @@
 //! for them is told to listeners.
 
 mod catalogue;
+mod counts;
 mod ops;
 mod plane;
 pub mod policy;
@@ -11,7 +12,8 @@ mod session;
 pub mod state;
 pub mod workspace;
 
-pub use ops::{ALIASES, Access, Answer, Context, Op, Scope, Scopes, TABLE, find, handle};
+pub use counts::Counts;
+pub use ops::{ALIASES, Access, Answer, Context, Figures, Op, Scope, Scopes, TABLE, find, handle};
 pub use plane::{Listener, Plane};
 pub use session::{Binding, Door, Gate, Principal, Role, Session};
 

@@ -2,6 +2,7 @@
 //! durable, then published and answered; many may be on their way to the disk at once. Readers see only
 //! what is durable.
 
+use super::counts::Counts;
 use super::reconcile::Reconciler;
 use super::state::{Change, PREFIX, State};
 use crate::base::{Code, Error, Notify, Result, now_ms};
@@ -20,6 +21,7 @@ pub struct Plane {
     listeners: RwLock<Vec<Listener>>,
     changed: Notify,
     pub(super) reconciler: Reconciler,
+    counts: Counts,
 }
 
 /// The newest state, which mutations are validated against, with those still on their way.
@@ -42,12 +44,18 @@ impl Plane {
             listeners: RwLock::default(),
             changed: Notify::default(),
             reconciler: Reconciler::default(),
+            counts: Counts::default(),
         }))
     }
 
     /// What is durable, as of now.
     pub fn state(&self) -> Arc<State> {
         self.published.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What has happened since the plane was opened.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// Notified after every published mutation.
@@ -115,7 +123,10 @@ impl Plane {
         {
             let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
             let state = Arc::make_mut(&mut published);
-            changes.iter().for_each(|c| state.apply(c));
+            for change in changes {
+                self.counts.see(state, change);
+                state.apply(change);
+            }
         }
         self.head.lock().unwrap_or_else(PoisonError::into_inner).in_flight -= 1;
         let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner).clone();

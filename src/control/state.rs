@@ -136,7 +136,7 @@ impl Project {
 
 /// Where an export of a node appears in a project. Several with one path are a failover group, in order
 /// of preference.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Mount {
     pub mount_path: String,
     pub node_id: String,

@@ -4,7 +4,7 @@ use super::*;
 use crate::base::Code;
 use crate::store::testing::TempDir;
 use crate::store::{Db, Kv, KvDone, KvSink, KvWatch, SqliteKv, Txn, Versioned};
-use crate::wire::{Envelope, Frame};
+use crate::wire::{Envelope, Frame, Object};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -92,7 +92,9 @@ impl Gateway {
         plane.ensure_system().unwrap();
         let agents = Arc::new(FakeAgents::default());
         agents.ensure("mother").unwrap();
-        Gateway { cx: Context { plane, agents: agents.clone(), scopes }, agents, fails, dir }
+        let figures = Arc::new(Object::new);
+        let cx = Context { plane, agents: agents.clone(), scopes, figures };
+        Gateway { cx, agents, fails, dir }
     }
 
     fn reopen(self) -> Gateway {
@@ -202,7 +204,7 @@ fn unknown_and_reserved_names_are_told_apart() {
     let mut c = g.connect(Role::Admin);
     assert_eq!(c.err("nope", json!({})), Code::UnsupportedLegacyApi);
     assert_eq!(c.err("pong", json!({})), Code::Unsupported);
-    assert_eq!(c.err("metrics", json!({})), Code::Unsupported);
+    assert_eq!(c.err("audit_tail", json!({})), Code::Unsupported);
 }
 
 #[test]

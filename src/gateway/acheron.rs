@@ -2,7 +2,8 @@
 //! their order, others overtake them; a read that has to wait is parked and holds no thread.
 
 use crate::base::{
-    Cancel, Code, Counted, Deadline, Error, Gauge, Lanes, Name, Pool, Result, Timer, TreePath, Wait,
+    Cancel, Code, Counted, Deadline, Error, Gauge, Lanes, Name, Pool, Requests, Result, Timer,
+    TreePath, Wait,
 };
 use crate::net::{Conn, InFlight};
 use crate::vfs::{Attr, Cx, FileKind, Kind, NodeId, OpenFlags, Opened, Read, Tree, Who, walk};
@@ -11,6 +12,7 @@ use crate::wire::{Frame, Object};
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Fids of one session.
 const FIDS_MAX: usize = 4096;
@@ -77,8 +79,10 @@ pub struct Request {
 }
 
 impl Request {
+    /// `requests`: where it is counted what becomes of it.
     pub fn new(
         conn: &Conn,
+        requests: &Arc<Requests>,
         name: &str,
         tag: Option<u32>,
         call: Call,
@@ -89,6 +93,8 @@ impl Request {
             name: name.into(),
             tag,
             in_flight: Some(conn.begin()),
+            since: Instant::now(),
+            requests: requests.clone(),
             done: false,
         };
         Request { tag, call, correlation_id, reply }
@@ -100,16 +106,26 @@ struct Reply {
     name: Box<str>,
     tag: Option<u32>,
     in_flight: Option<InFlight>,
+    since: Instant,
+    requests: Arc<Requests>,
     done: bool,
 }
 
 impl Reply {
     fn send(mut self, outcome: Result<Object>) {
         self.done = true;
+        let outcome = outcome.map_err(spoken);
+        self.count(outcome.as_ref().err().map(|e| e.code));
         self.frame(match outcome {
             Ok(payload) => acheron::reply(&self.name, self.tag, payload),
-            Err(e) => acheron::error(self.tag, &spoken(e)),
+            Err(e) => acheron::error(self.tag, &e),
         });
+    }
+
+    fn count(&self, error: Option<Code>) {
+        // Those that have given up their place waited for what others do.
+        let since = self.in_flight.is_some().then_some(self.since);
+        self.requests.done(since, error);
     }
 
     fn frame(&self, frame: Frame) {
@@ -121,6 +137,7 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         if !self.done {
+            self.count(Some(Code::Eio));
             self.frame(acheron::error(self.tag, &Error::new(Code::Eio, "internal error")));
         }
     }

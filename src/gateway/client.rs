@@ -18,6 +18,7 @@ use crate::wire::{Channel, Envelope, Malformed, Object, acheron as wire};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 pub struct Client(Arc<Shared>);
 
@@ -80,7 +81,7 @@ impl Handler for Client {
                 self.0.take(conn, &text, &envelope);
             }
             Err(m) if self.0.greeting.take(&self.0, conn, &text, &m) => {}
-            Err(m) => malformed(conn, &m),
+            Err(m) => self.0.malformed(conn, &m),
         }
     }
 
@@ -93,18 +94,20 @@ impl Handler for Client {
     }
 }
 
-/// Answers what is no message (spec: control 3.3, namespace 1.3).
-fn malformed(conn: &Conn, m: &Malformed) {
-    let frame = if m.channel == Some(Channel::Acheron) && m.tag.is_some() {
-        wire::error(m.tag, &Error::new(Code::Invalid, m.fault))
-    } else {
-        let e = Error::new(Code::UnsupportedLegacyApi, m.fault);
-        crate::wire::control::error(m.id.as_deref(), Correlation::Omitted, &e)
-    };
-    let _ = conn.send(frame);
-}
-
 impl Shared {
+    /// Answers what is no message (spec: control 3.3, namespace 1.3).
+    fn malformed(&self, conn: &Conn, m: &Malformed) {
+        let frame = if m.channel == Some(Channel::Acheron) && m.tag.is_some() {
+            self.gateway.files.requests.errors.note(Code::Invalid);
+            wire::error(m.tag, &Error::new(Code::Invalid, m.fault))
+        } else {
+            self.gateway.metrics.control.errors.note(Code::UnsupportedLegacyApi);
+            let e = Error::new(Code::UnsupportedLegacyApi, m.fault);
+            crate::wire::control::error(m.id.as_deref(), Correlation::Omitted, &e)
+        };
+        let _ = conn.send(frame);
+    }
+
     pub fn greeting(&self) -> &Greeting {
         &self.greeting
     }
@@ -133,7 +136,7 @@ impl Shared {
         match envelope.channel {
             // Needs no lock that is held for long, and nothing is before it: answered here.
             Channel::Control if idle && matches!(&*envelope.name, "ping" | "version") => {
-                self.answer_control(conn, envelope);
+                self.answer_control(conn, envelope, Instant::now());
             }
             Channel::Acheron if idle && self.bound(envelope) => self.answer_acheron(conn, envelope),
             _ => self.queue(conn, text.clone(), envelope),
@@ -156,16 +159,18 @@ impl Shared {
             shared: self.clone(),
             conn: conn.clone(),
             text,
+            since: Instant::now(),
             answered: false,
             _in_flight: conn.begin(),
         };
         if let Err((e, mut job)) = self.lanes.hand(Some(()), job, Queued::run) {
             job.answered = true;
-            refuse(conn, envelope, &e, false);
+            self.refuse(conn, envelope, &e, false);
         }
     }
 
-    fn answer_control(self: &Arc<Shared>, conn: &Conn, envelope: &Envelope<'_>) {
+    /// `since`: when it came.
+    fn answer_control(self: &Arc<Shared>, conn: &Conn, envelope: &Envelope<'_>, since: Instant) {
         let subscribed;
         let answer = {
             let mut control = self.control();
@@ -179,6 +184,7 @@ impl Shared {
             subscribed = envelope.name == "debug_subscribe" && control.subscribed;
             answer
         };
+        self.gateway.metrics.control.done(Some(since), answer.error);
         let _ = conn.send(answer.frame);
         if subscribed {
             let request = envelope.id.as_deref().unwrap_or_default();
@@ -192,7 +198,25 @@ impl Shared {
     /// The checks of spec: namespace 1.2, in their order, then the session.
     fn answer_acheron(&self, conn: &Conn, envelope: &Envelope<'_>) {
         if let Err((e, close)) = self.run_acheron(conn, envelope) {
-            refuse(conn, envelope, &e, close);
+            self.refuse(conn, envelope, &e, close);
+        }
+    }
+
+    /// Answers a request with an error, in the words of its channel.
+    fn refuse(&self, conn: &Conn, envelope: &Envelope<'_>, e: &Error, close: bool) {
+        let requests = match envelope.channel {
+            Channel::Acheron => &self.gateway.files.requests,
+            Channel::Control => &self.gateway.metrics.control,
+        };
+        requests.errors.note(e.code);
+        let legacy = e.code == Code::UnsupportedLegacyApi;
+        let frame = match envelope.channel {
+            Channel::Acheron if !legacy => wire::error(envelope.tag, e),
+            _ => crate::wire::control::error(envelope.id.as_deref(), Correlation::Omitted, e),
+        };
+        let _ = conn.send(frame);
+        if close {
+            conn.close(None, "");
         }
     }
 
@@ -217,6 +241,7 @@ impl Shared {
         let correlation_id = correlation_id.map(Arc::from);
         session.take(acheron::Request::new(
             conn,
+            &self.gateway.files.requests,
             &envelope.name,
             envelope.tag,
             call,
@@ -294,24 +319,12 @@ pub fn who(principal: &Principal, binding: &Binding, session: u64) -> Who {
     }
 }
 
-/// Answers a request with an error, in the words of its channel.
-fn refuse(conn: &Conn, envelope: &Envelope<'_>, e: &Error, close: bool) {
-    let legacy = e.code == Code::UnsupportedLegacyApi;
-    let frame = match envelope.channel {
-        Channel::Acheron if !legacy => wire::error(envelope.tag, e),
-        _ => crate::wire::control::error(envelope.id.as_deref(), Correlation::Omitted, e),
-    };
-    let _ = conn.send(frame);
-    if close {
-        conn.close(None, "");
-    }
-}
-
 /// A request in the connection's lane. Dropped without an answer (a panic), it answers with an error.
 struct Queued {
     shared: Arc<Shared>,
     conn: Conn,
     text: crate::net::Text,
+    since: Instant,
     answered: bool,
     _in_flight: InFlight,
 }
@@ -321,7 +334,9 @@ impl Queued {
         let text = self.text.clone();
         if let Ok(envelope) = Envelope::parse(&text) {
             match envelope.channel {
-                Channel::Control => self.shared.answer_control(&self.conn, &envelope),
+                Channel::Control => {
+                    self.shared.answer_control(&self.conn, &envelope, self.since);
+                }
                 Channel::Acheron => self.shared.answer_acheron(&self.conn, &envelope),
             }
         }
@@ -336,7 +351,7 @@ impl Drop for Queued {
             && let Ok(envelope) = Envelope::parse(&self.text)
         {
             let e = Error::new(Code::ControlPlaneError, "internal error");
-            refuse(&self.conn, &envelope, &e, false);
+            self.shared.refuse(&self.conn, &envelope, &e, false);
         }
     }
 }

@@ -4,6 +4,7 @@
 use super::Gateway;
 use super::client::Client;
 use super::local::LocalDoor;
+use super::metrics;
 use super::routed::RoutedDoor;
 use super::tunnel::TunnelHandler;
 use crate::base::{Code, id, now_ms};
@@ -35,7 +36,7 @@ impl Doors {
 
     fn upgrade(&self, head: &Head, peer: IpAddr) -> Answer {
         if self.failures.too_many(peer) {
-            return http(429, "too many failed attempts from this address; wait a little");
+            return self.too_many("too many failed attempts from this address; wait a little");
         }
         let gateway = &self.gateway;
         let files = |door: Arc<dyn node::Door>| {
@@ -46,7 +47,7 @@ impl Doors {
             "/" => self.client(head, peer, None),
             "/v2/join" => {
                 if self.joins.count(peer).too_many() {
-                    return http(429, "too many nodes join from this address; wait a little");
+                    return self.too_many("too many nodes join from this address; wait a little");
                 }
                 let nobody = Principal { role: Role::Nobody, name: "node".into() };
                 let client = Client::new(gateway.clone(), nobody, Door::Join, None);
@@ -62,7 +63,7 @@ impl Doors {
             path => match (node_path(path), stream_path(path)) {
                 (Some(node_id), _) => files(Arc::new(RoutedDoor::new(gateway.clone(), node_id))),
                 (None, Some(agent_id)) => self.client(head, peer, Some(agent_id)),
-                _ => refuse(Code::InvalidEnvelope, "invalid websocket path"),
+                _ => self.refuse(Code::InvalidEnvelope, "invalid websocket path"),
             },
         }
     }
@@ -80,22 +81,49 @@ impl Doors {
 
     fn refused(&self, peer: IpAddr) -> Answer {
         let _ = self.failures.count(peer);
-        refuse(Code::ProviderAuthFailed, "forbidden")
+        self.refuse(Code::ProviderAuthFailed, "forbidden")
+    }
+
+    fn refuse(&self, code: Code, message: &'static str) -> Answer {
+        self.gateway.metrics.refused.note(code);
+        refusal(code, message)
+    }
+
+    fn too_many(&self, message: &str) -> Answer {
+        self.gateway.metrics.refused.note(Code::LimitExceeded);
+        http(429, message)
+    }
+
+    /// `/metrics` and `/metrics.json`, for admins.
+    fn figures(&self, head: &Head, peer: IpAddr) -> Answer {
+        if self.failures.too_many(peer) {
+            return self.too_many("too many failed attempts from this address; wait a little");
+        }
+        if self.principal(head).is_some_and(|p| p.role == Role::Admin) {
+            let found = metrics::figures(&self.gateway, &head.path);
+            return Answer::Http(found.unwrap_or_else(|| Response::text(404, "not found")));
+        }
+        let _ = self.failures.count(peer);
+        self.gateway.metrics.refused.note(Code::Forbidden);
+        let response = Response::text(401, "this is for admins; send their bearer token");
+        Answer::Http(response.with_header("WWW-Authenticate", "Bearer"))
     }
 }
 
 impl Service for Doors {
     fn request(&self, head: &Head, peer: SocketAddr) -> Answer {
         if head.is_foreign(&self.gateway.config.server.allowed_origins) {
+            self.gateway.metrics.refused.note(Code::Forbidden);
             return http(403, "pages of this origin may not connect; see server.allowed_origins");
         }
         if head.is_upgrade() {
             return self.upgrade(head, peer.ip());
         }
+        if let Some(health) = metrics::health(&self.gateway, &head.path) {
+            return Answer::Http(health);
+        }
         match &*head.path {
-            "/livez" => http(200, "ok"),
-            "/readyz" if self.gateway.is_ready() => http(200, "ready"),
-            "/readyz" => http(503, "not ready"),
+            "/metrics" | "/metrics.json" => self.figures(head, peer.ip()),
             path if is_endpoint(path) => {
                 let response =
                     Response::text(426, "this is a WebSocket endpoint; ask for an upgrade");
@@ -133,7 +161,7 @@ fn stream_path(path: &str) -> Option<String> {
 }
 
 /// Old clients read the refusal from a frame behind the 101, then a close (spec: control 2.2).
-fn refuse(code: Code, message: &'static str) -> Answer {
+fn refusal(code: Code, message: &'static str) -> Answer {
     struct Refusal(Code, &'static str);
     impl Handler for Refusal {
         fn open(&mut self, conn: &Conn) {

@@ -5,6 +5,7 @@ mod acheron;
 mod client;
 mod doors;
 mod local;
+mod metrics;
 mod nodes;
 mod pushes;
 mod routed;
@@ -13,7 +14,9 @@ mod topology;
 mod trees;
 mod tunnel;
 
-use crate::base::{Cancel, Code, Deadline, Error, Pool, Result, ResultExt, Timer, id};
+use crate::base::{
+    Cancel, Code, Deadline, Error, Errors, Pool, Requests, Result, ResultExt, Timer, id,
+};
 use crate::config::credentials::Credentials;
 use crate::config::tokens::Tokens;
 use crate::config::{Config, Env};
@@ -42,6 +45,7 @@ pub struct Gateway {
     tokens: Tokens,
     control: Context,
     control_pool: Arc<Pool>,
+    metrics: Arc<metrics::Metrics>,
     /// Serves the node protocol.
     files: Arc<Server>,
     timer: Timer,
@@ -67,8 +71,9 @@ impl Gateway {
         Some(Principal { role, name: role.name().into() })
     }
 
+    /// It serves its users: the state is open, it listens, and whoever is to answer them is there.
     fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
+        self.ready.load(Ordering::Acquire) && self.metrics.all_work()
     }
 
     fn works(&self) -> acheron::Works {
@@ -86,6 +91,8 @@ pub struct Running {
     net: Arc<Net>,
     db: Arc<Db>,
     listener: Listener,
+    /// Answers until the end: it tells that the gateway is not ready any more.
+    _metrics: Option<Listener>,
     following: [JoinHandle<()>; 3],
     stop: Cancel,
     /// The tokens were made at this start.
@@ -95,6 +102,7 @@ pub struct Running {
 /// Starts the gateway. Errors: the state cannot be read or is another's (`storage_error`, `invalid_config`),
 /// the address is taken (`address_in_use`), or not allowed (`invalid_config`).
 pub fn start(config: Config, env: Env) -> Result<Running> {
+    let metrics_port = metrics::port(&env, config.server.port)?;
     raise_open_files()?;
     let (tokens, new_tokens) = Tokens::load_or_create(&config.tokens()?)?;
     let schemas: Vec<_> = std::iter::once(SqliteKv::SCHEMA).chain(Runtime::SCHEMAS).collect();
@@ -121,10 +129,28 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     let for_agents = trees.clone();
     runtime.bind_trees(Arc::new(move |who| for_agents.for_who(who)));
 
-    let gateway = Arc::new(Gateway {
-        control: Context { plane, agents: runtime.clone(), scopes: Scopes::from_env() },
-        control_pool: Pool::start("control", CONTROL_THREADS, QUEUE_MAX)?,
+    let control_pool = Pool::start("control", CONTROL_THREADS, QUEUE_MAX)?;
+    let metrics = Arc::new(metrics::Metrics {
+        plane: plane.clone(),
+        net: net.clone(),
+        db: db.clone(),
+        control_pool: control_pool.clone(),
         files: Arc::new(Server::new(pool, timer.clone())),
+        runtime: runtime.clone(),
+        control: Requests::default(),
+        refused: Errors::default(),
+    });
+    let gathered = metrics.clone();
+    let gateway = Arc::new(Gateway {
+        control: Context {
+            plane,
+            agents: runtime.clone(),
+            scopes: Scopes::from_env(),
+            figures: Arc::new(move || gathered.object()),
+        },
+        control_pool,
+        files: metrics.files.clone(),
+        metrics,
         ready: AtomicBool::new(false),
         config,
         tokens,
@@ -141,9 +167,10 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     let on_return = Arc::new(move |node_id: &str| nodes.reachable(node_id));
     let reconcile = gateway.control.plane.follow_nodes(on_return, stop.clone())?;
     let following = [gateway.trees.follow(stop.clone())?, workspaces, reconcile];
+    let watched = metrics_port.map(|port| metrics::listen(&gateway, &net, port)).transpose()?;
     let listener = listen(&gateway, &net)?;
     gateway.ready.store(true, Ordering::Release);
-    Ok(Running { gateway, net, db, listener, following, stop, new_tokens })
+    Ok(Running { gateway, net, db, listener, _metrics: watched, following, stop, new_tokens })
 }
 
 fn listen(gateway: &Arc<Gateway>, net: &Net) -> Result<Listener> {

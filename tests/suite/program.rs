@@ -126,6 +126,11 @@ impl Gateway {
 
     /// In a home that may have been used before.
     pub fn at(home: &Path, port: &str) -> Gateway {
+        Gateway::with(home, port, &[])
+    }
+
+    /// With more in its environment.
+    pub fn with(home: &Path, port: &str, env: &[(&str, &str)]) -> Gateway {
         let mut command = Command::new(env!("CARGO_BIN_EXE_spiderweb"));
         command
             .current_dir(home)
@@ -135,7 +140,7 @@ impl Gateway {
         if home.join("script.json").exists() {
             command.env("SPIDERWEB__PROVIDER__SCRIPT", home.join("script.json"));
         }
-        command.args(["--port", port]);
+        command.envs(env.iter().copied()).args(["--port", port]);
         let mut program = Program::start(command);
         let addr = program.wait_for("listening at ws://").trim_end_matches('/').to_owned();
         Gateway { program, addr, home: home.to_owned(), _scratch: None }
@@ -171,14 +176,19 @@ impl Gateway {
 
     /// The answer to a plain HTTP request.
     pub fn http(&self, request: &str) -> String {
-        use std::io::Write;
-        let mut socket = TcpStream::connect(&self.addr).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).unwrap();
-        answer
+        http(&self.addr, request)
     }
+}
+
+/// The answer to a plain HTTP request.
+pub fn http(addr: &str, request: &str) -> String {
+    use std::io::Write;
+    let mut socket = TcpStream::connect(addr).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 /// A client that knows nothing of our own code.

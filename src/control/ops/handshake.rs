@@ -1,4 +1,4 @@
-//! version, connect, ping (spec: control 8.1).
+//! version, connect, ping, metrics (spec: control 8.1).
 
 use super::Call;
 use crate::base::{Code, Error, Result};
@@ -30,6 +30,10 @@ pub(super) fn version(call: &mut Call<'_>) -> Result<Object> {
 
 pub(super) fn ping(_: &mut Call<'_>) -> Result<Object> {
     Ok(Object::new())
+}
+
+pub(super) fn metrics(call: &mut Call<'_>) -> Result<Object> {
+    Ok((call.cx.figures)())
 }
 
 pub(super) fn connect(call: &mut Call<'_>) -> Result<Object> {

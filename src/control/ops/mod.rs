@@ -80,6 +80,7 @@ pub const TABLE: &[Op] = &[
     op("version", Access::Anyone, Scope::None, handshake::version).passing().uncorrelated(),
     op("connect", Access::Anyone, Scope::None, handshake::connect).passing().uncorrelated(),
     op("ping", Access::Anyone, Scope::None, handshake::ping).passing().uncorrelated(),
+    op("metrics", Access::Admin, Scope::None, handshake::metrics).uncorrelated(),
     op("session_attach", Access::Anyone, Scope::None, sessions::attach).passing().uncorrelated(),
     op("session_list", Access::Anyone, Scope::None, sessions::list).uncorrelated(),
     op("session_status", Access::Anyone, Scope::None, sessions::status).uncorrelated(),
@@ -124,7 +125,6 @@ pub const TABLE: &[Op] = &[
 const RESERVED: &[&str] = &[
     "session_restore",
     "session_history",
-    "metrics",
     "auth_status",
     "auth_rotate",
     "node_service_get",
@@ -198,7 +198,11 @@ pub struct Context {
     pub plane: Arc<Plane>,
     pub agents: Arc<dyn Agents>,
     pub scopes: Scopes,
+    pub figures: Figures,
 }
+
+/// Gathers what `metrics` answers: who runs the control plane counts more than is known here.
+pub type Figures = Arc<dyn Fn() -> Object + Send + Sync>;
 
 impl Context {
     /// No project or no agent has been made yet (spec: control 4.2).
@@ -268,6 +272,8 @@ const DURATION_MAX_MS: i64 = 30 * 86_400_000;
 pub struct Answer {
     pub frame: Frame,
     pub close: bool,
+    /// Why it was refused.
+    pub error: Option<Code>,
 }
 
 /// Answers one well-formed message of the control channel.
@@ -279,7 +285,7 @@ pub fn handle(cx: &Context, session: &mut Session, envelope: &Envelope<'_>) -> A
         let shown = envelope.correlation_id.as_deref().or(id);
         let correlation = if correlates { Correlation::Shown(shown) } else { Correlation::Omitted };
         let close = e.code == Code::ProtocolMismatch;
-        Answer { frame: control::error(id, correlation, &e), close }
+        Answer { frame: control::error(id, correlation, &e), close, error: Some(e.code) }
     };
     let Some(op) = find(name) else {
         return refuse(unknown(name), false);
@@ -291,7 +297,7 @@ pub fn handle(cx: &Context, session: &mut Session, envelope: &Envelope<'_>) -> A
     match outcome {
         Ok(payload) => {
             let payload = aliases::answer(name, payload.finish());
-            Answer { frame: control::reply(name, id, &payload), close: false }
+            Answer { frame: control::reply(name, id, &payload), close: false, error: None }
         }
         Err(e) => refuse(e, op.correlates),
     }
