@@ -1,8 +1,9 @@
-//! Durable state: one SQLite file with one writer, an etcd-shaped key-value view of it, and small files
-//! that are replaced as a whole. This room does not know what is stored.
+//! Durable state: one SQLite file with one writer, an etcd-shaped key-value view of it, small files that
+//! are replaced as a whole, and logs. This room does not know what is stored.
 
 pub mod atomic;
 mod db;
+pub mod journal;
 mod kv;
 mod open;
 #[cfg(test)]
@@ -10,6 +11,7 @@ pub(crate) mod testing;
 mod writer;
 
 pub use db::Db;
+pub use journal::Journal;
 pub use kv::{Kv, KvDone, KvEvent, KvSink, KvWatch, SqliteKv, Txn, Versioned};
 pub use open::Schema;
 
