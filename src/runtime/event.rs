@@ -3,7 +3,7 @@
 
 use super::jobs::JobId;
 use crate::base::{Error, now_ms};
-use crate::wire::Object;
+use crate::wire::{Object, secret};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -82,7 +82,7 @@ impl Body {
     }
 
     /// Pieces of a text that follows whole are told, but not kept.
-    pub(super) fn is_piece(&self) -> bool {
+    pub fn is_piece(&self) -> bool {
         matches!(self, Body::Progress { phase: "text" | "thinking", .. })
     }
 }
@@ -118,29 +118,20 @@ impl Event {
     }
 }
 
-/// Names of members that hold secrets, whatever stands before `_` or `-` (spec: runtime 6.10).
-const SECRET: [&str; 7] =
-    ["api_key", "apikey", "authorization", "auth_token", "token", "secret", "password"];
-const SECRET_ENDS: [&str; 6] = ["_token", "-token", "_secret", "-secret", "_api_key", "-api-key"];
-
 fn tidy(value: &mut Value) {
+    secret::redact(value);
+    shorten(value);
+}
+
+fn shorten(value: &mut Value) {
     match value {
         Value::String(text) if text.len() > TEXT_MAX => {
             let left_out = text.len() - TEXT_MAX;
             text.truncate(text.floor_char_boundary(TEXT_MAX));
             text.push_str(&format!("… ({left_out} bytes left out)"));
         }
-        Value::Array(items) => items.iter_mut().for_each(tidy),
-        Value::Object(members) => {
-            for (name, value) in members {
-                let name = name.to_ascii_lowercase();
-                let ends = SECRET_ENDS.iter().any(|end| name.ends_with(end));
-                match ends || SECRET.contains(&name.as_str()) {
-                    true => *value = "[redacted]".into(),
-                    false => tidy(value),
-                }
-            }
-        }
+        Value::Array(items) => items.iter_mut().for_each(shorten),
+        Value::Object(members) => members.values_mut().for_each(shorten),
         _ => {}
     }
 }

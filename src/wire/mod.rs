@@ -7,6 +7,7 @@ mod envelope;
 mod fields;
 pub mod fs;
 mod object;
+pub mod secret;
 
 pub use envelope::{Channel, Envelope, Malformed};
 pub use fields::{Fields, base64_decode, base64_encode};
