@@ -166,6 +166,11 @@ impl Config {
         self.in_ltm_directory(Path::new("auth_tokens.json"))
     }
 
+    /// Where the state is and the logs are, absolute.
+    pub fn ltm_directory(&self) -> Result<PathBuf> {
+        self.in_ltm_directory(Path::new(""))
+    }
+
     fn in_ltm_directory(&self, name: &Path) -> Result<PathBuf> {
         Ok(std::path::absolute(&self.runtime.ltm_directory)?.join(name))
     }

@@ -61,7 +61,8 @@ impl Counts {
             | Change::PutPending(_)
             | Change::DeletePending(_)
             | Change::Deactivate { .. }
-            | Change::Last(..) => {}
+            | Change::Last(..)
+            | Change::ServiceEvent(_) => {}
         }
     }
 

@@ -4,12 +4,14 @@
 
 mod catalogue;
 mod counts;
+pub mod events;
 mod ops;
 mod plane;
 pub mod policy;
 pub mod reconcile;
 mod session;
 pub mod state;
+pub mod topics;
 pub mod workspace;
 
 pub use counts::Counts;

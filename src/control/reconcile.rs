@@ -6,12 +6,15 @@ use super::state::{Node, Project, State, id_number};
 use super::workspace::{Availability, Drift, Viewer, Workspace};
 use super::{MOTHER, Plane};
 use crate::base::{Cancel, Deadline, Notify, Result, ResultExt, now_ms};
+use crate::wire::Object;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 /// Changes that come within this time are looked at together.
 const SPACING_MS: u64 = 250;
+/// Failures that `reconcile_status` names; it counts all.
+const FAILED_OPS_MAX: usize = 100;
 
 /// Told that a node can be reached again, or at another address. Must be short and must not wait.
 pub type OnReturn = Arc<dyn Fn(&str) + Send + Sync>;
@@ -26,8 +29,11 @@ pub(super) struct Reconciler {
 #[derive(Clone, Debug, Default)]
 pub struct Record {
     /// By number.
-    pub projects: BTreeMap<u64, Known>,
-    nodes: BTreeMap<u64, Presence>,
+    pub projects: BTreeMap<u64, Arc<Known>>,
+    /// By number.
+    pub nodes: BTreeMap<u64, Presence>,
+    /// When a node next changes without anybody's doing.
+    pub turns_at_ms: Option<i64>,
     pub cycles_total: u64,
     pub failed_ops_total: u64,
     /// 0 for never.
@@ -37,11 +43,13 @@ pub struct Record {
 /// A project as it was last seen.
 #[derive(Clone, Debug)]
 pub struct Known {
-    project: Arc<Project>,
+    pub project: Arc<Project>,
     /// Who serves at each path: node and export.
     chosen: Vec<[String; 3]>,
     pub mounts: usize,
     pub availability: Availability,
+    /// Of what is mounted where and how it stands, in whatever order.
+    pub digest: u64,
     pub drift_count: usize,
     /// What needs something done, in words.
     pub failed: Vec<String>,
@@ -69,6 +77,10 @@ impl Presence {
         }
     }
 
+    pub fn is_online(&self) -> bool {
+        self.online
+    }
+
     /// Whether it is worth trying again, at once.
     fn is_back_after(&self, old: Option<&Presence>) -> bool {
         self.online && old.is_none_or(|old| !old.online || old.fs_url != self.fs_url)
@@ -87,6 +99,7 @@ impl Known {
             project: project.clone(),
             mounts: workspace.desired.len(),
             availability: workspace.availability(),
+            digest: workspace.digest(),
             drift_count: workspace.drift.len(),
             last_success_ms: if failed.is_empty() { now_ms } else { before_ms },
             failed,
@@ -134,6 +147,7 @@ impl Record {
         let back = nodes.iter().filter(|(k, n)| n.is_back_after(self.nodes.get(k)));
         let back = back.map(|(k, _)| state.nodes[k].id()).collect();
         self.nodes = nodes;
+        self.turns_at_ms = state.nodes.values().filter_map(|n| n.turns_at_ms(now_ms)).min();
 
         let before = self.projects.len();
         self.projects.retain(|number, _| state.projects.contains_key(number));
@@ -146,12 +160,12 @@ impl Record {
             }) {
                 continue;
             }
-            let new = Known::of(state, project, old, now_ms);
+            let new = Known::of(state, project, old.map(|old| &**old), now_ms);
             if let Some(old) = old {
                 new.log_changes(old);
             }
             self.failed_ops_total += new.failed.len() as u64;
-            self.projects.insert(*number, new);
+            self.projects.insert(*number, Arc::new(new));
             is_news = true;
         }
         if is_news {
@@ -159,6 +173,42 @@ impl Record {
         }
         self.last_reconcile_ms = now_ms;
         back
+    }
+
+    /// The payload of `reconcile_status`: what is known of these projects (spec: control
+    /// 8.7).
+    pub fn shown(&self, projects: &[&Arc<Project>]) -> Object {
+        let known = || projects.iter().filter_map(|p| Some((*p, self.projects.get(&p.number)?)));
+        let failed = || known().flat_map(|(_, k)| &k.failed);
+        let depth = failed().count();
+        // As long as a project stands well, it does so at every look.
+        let good = |k: &Known| match k.failed.is_empty() {
+            true => self.last_reconcile_ms,
+            false => k.last_success_ms,
+        };
+        let one = |(p, k): (&Arc<Project>, &Arc<Known>)| {
+            Object::new()
+                .put("project_id", p.id())
+                .put("mounts", k.mounts)
+                .put("selected_mounts", k.availability.mounts_total)
+                .put("online_mounts", k.availability.online)
+                .put("degraded_mounts", k.availability.degraded)
+                .put("missing_mounts", k.availability.missing)
+                .put("drift_count", k.drift_count)
+                .put("queue_depth", k.failed.len())
+                .finish()
+        };
+        let all: Vec<_> = known().map(one).collect();
+        Object::new()
+            .put("reconcile_state", if depth == 0 { "idle" } else { "degraded" })
+            .put("last_reconcile_ms", self.last_reconcile_ms)
+            .put("last_success_ms", known().map(|(_, k)| good(k)).min().unwrap_or(0))
+            .put("last_error", failed().next())
+            .put("queue_depth", depth)
+            .put("failed_ops_total", self.failed_ops_total)
+            .put("cycles_total", self.cycles_total)
+            .put("failed_ops", failed().take(FAILED_OPS_MAX).collect::<Vec<_>>())
+            .raw("projects", &format!("[{}]", all.join(",")))
     }
 }
 

@@ -1,6 +1,8 @@
 //! What the gateway knows of one connection: who it is, which sessions it has attached, and whether it
 //! may do anything yet (spec: control 4).
 
+use super::events::Beginning;
+use super::topics::Topics;
 use crate::base::{Code, Error, Result};
 use std::collections::BTreeMap;
 
@@ -72,14 +74,15 @@ pub const MAIN: &str = "main";
 /// Sessions that one connection may hold.
 pub const SESSIONS_MAX: usize = 64;
 
-#[derive(Debug)]
 pub struct Session {
     pub principal: Principal,
     pub door: Door,
     /// `control.version` was answered.
     pub negotiated: bool,
-    /// Wants to be told when workspaces change.
-    pub subscribed: bool,
+    /// What it wants to be told of.
+    pub subscribed: Option<Topics>,
+    /// A watch of nodes' services that was just answered; to be taken by who holds the connection.
+    pub begun: Option<Beginning>,
     pub(super) bindings: BTreeMap<String, Binding>,
     pub(super) active: String,
 }
@@ -91,7 +94,8 @@ impl Session {
             principal,
             door,
             negotiated: false,
-            subscribed: false,
+            subscribed: None,
+            begun: None,
             bindings: main.into_iter().collect(),
             active: MAIN.into(),
         }

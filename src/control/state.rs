@@ -1,7 +1,8 @@
 //! The control plane's state: what there is of nodes, invites, projects and bindings, the changes that
 //! can be made to it, and their form in the store. No decisions: those are in `ops`.
 
-use crate::base::{Code, Error, Result, ResultExt};
+use super::events::ServiceEvent;
+use crate::base::{Code, Error, Result, ResultExt, id};
 use crate::wire::control::Platform;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,9 @@ pub struct Node {
     pub name: String,
     pub fs_url: String,
     pub secret: String,
+    /// The secret before, as long as it counts.
+    #[serde(default)]
+    pub former: Option<Former>,
     pub lease_token: String,
     pub platform: Platform,
     #[serde(default)]
@@ -33,6 +37,20 @@ pub struct Node {
     pub revived_at_ms: i64,
 }
 
+/// A secret that was replaced, and until when it still proves who a node is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Former {
+    pub secret: String,
+    pub until_ms: i64,
+}
+
+/// With which of its secrets a node has proved who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    Current,
+    Former,
+}
+
 /// How long a node that came back has to stay before it takes over from one that was there (spec:
 /// control 18, hysteresis).
 const SETTLE_MS: i64 = 30_000;
@@ -42,8 +60,29 @@ impl Node {
         format!("node-{}", self.number)
     }
 
+    /// Whether a secret is this node's; `None` if it is not.
+    pub fn proof(&self, given: &str, now_ms: i64) -> Option<Proof> {
+        if id::same_secret(&self.secret, given) {
+            return Some(Proof::Current);
+        }
+        let former = self.former.as_ref().filter(|f| f.until_ms > now_ms)?;
+        id::same_secret(&former.secret, given).then_some(Proof::Former)
+    }
+
     pub fn online(&self, now_ms: i64) -> bool {
         self.lease_expires_at_ms > now_ms
+    }
+
+    /// The node with a new lease.
+    pub fn refreshed(&self, fs_url: Option<String>, ttl_ms: i64, now_ms: i64) -> Node {
+        Node {
+            fs_url: fs_url.unwrap_or_else(|| self.fs_url.clone()),
+            lease_token: id::hex_token("lease-"),
+            last_seen_ms: now_ms,
+            lease_expires_at_ms: now_ms + ttl_ms,
+            revived_at_ms: if self.online(now_ms) { self.revived_at_ms } else { now_ms },
+            ..self.clone()
+        }
     }
 
     /// True for a while after the node came back.
@@ -76,6 +115,17 @@ pub struct Invite {
     pub created_at_ms: i64,
     pub expires_at_ms: i64,
     pub redeemed: bool,
+}
+
+impl Invite {
+    pub fn id(&self) -> String {
+        format!("invite-{}", self.number)
+    }
+
+    /// Whether a node can join with it.
+    pub fn is_open(&self, now_ms: i64) -> bool {
+        !self.redeemed && self.expires_at_ms > now_ms
+    }
 }
 
 /// A node that asked to join, and what became of it. The answer is kept for the asker until it fetches
@@ -167,11 +217,17 @@ pub enum Counter {
     Node,
     PendingJoin,
     Project,
+    ServiceEvent,
 }
 
 impl Counter {
-    const ALL: [Counter; 4] =
-        [Counter::Invite, Counter::Node, Counter::PendingJoin, Counter::Project];
+    const ALL: [Counter; 5] = [
+        Counter::Invite,
+        Counter::Node,
+        Counter::PendingJoin,
+        Counter::Project,
+        Counter::ServiceEvent,
+    ];
 
     fn key(self) -> &'static str {
         match self {
@@ -179,6 +235,7 @@ impl Counter {
             Counter::Node => "next/node",
             Counter::PendingJoin => "next/pending",
             Counter::Project => "next/project",
+            Counter::ServiceEvent => "next/service-event",
         }
     }
 }
@@ -216,6 +273,8 @@ pub enum Change {
     },
     /// The number was given out.
     Last(Counter, u64),
+    /// A node has told of its services. The state keeps only the event's number.
+    ServiceEvent(Arc<ServiceEvent>),
 }
 
 /// Where the plane's rows stand in the store.
@@ -243,6 +302,7 @@ impl Change {
             }
             Change::Deactivate { agent_id } => delete(format!("active/{agent_id}")),
             Change::Last(counter, n) => put(counter.key().into(), n.to_string().into_bytes()),
+            Change::ServiceEvent(e) => Change::Last(Counter::ServiceEvent, e.seq).row(),
         }
     }
 }
@@ -267,6 +327,7 @@ impl State {
             }
             Change::Deactivate { agent_id } => drop(self.active.remove(agent_id)),
             Change::Last(counter, n) => drop(self.last.insert(*counter, *n)),
+            Change::ServiceEvent(e) => drop(self.last.insert(Counter::ServiceEvent, e.seq)),
         }
     }
 
@@ -302,9 +363,14 @@ impl State {
         Ok(())
     }
 
+    /// The number of a kind that was given out last; 0 for none.
+    pub fn last(&self, counter: Counter) -> u64 {
+        self.last.get(&counter).copied().unwrap_or(0)
+    }
+
     /// The next free number of a kind, and the change that marks it as given out.
     pub fn next(&self, counter: Counter) -> (u64, Change) {
-        let number = self.last.get(&counter).copied().unwrap_or(0) + 1;
+        let number = self.last(counter) + 1;
         (number, Change::Last(counter, number))
     }
 

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::base::Code;
+use crate::config::Env;
+use crate::store::journal::Tail;
 use crate::store::testing::TempDir;
 use crate::store::{Db, Kv, KvDone, KvSink, KvWatch, SqliteKv, Txn, Versioned};
 use crate::wire::{Envelope, Frame, Object};
@@ -11,6 +13,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 mod mounts;
+mod nodes;
 mod projects;
 mod table;
 mod workspaces;
@@ -93,7 +96,14 @@ impl Gateway {
         let agents = Arc::new(FakeAgents::default());
         agents.ensure("mother").unwrap();
         let figures = Arc::new(Object::new);
-        let cx = Context { plane, agents: agents.clone(), scopes, figures };
+        let settings = events::Settings::from_env(&Env::default()).unwrap();
+        let settings = events::Settings { allow_user: true, ..settings };
+        let log = Tail::read(&dir.path("none"), 0).unwrap();
+        let events = Arc::new(events::Events::load(settings, &log, &plane.state()));
+        let heard = events.clone();
+        plane.listen(Arc::new(move |changes| heard.heard(changes)));
+        let on_security = Box::new(|_| ());
+        let cx = Context { plane, agents: agents.clone(), scopes, figures, events, on_security };
         Gateway { cx, agents, fails, dir }
     }
 
@@ -161,6 +171,12 @@ impl Client<'_> {
     fn attach(&mut self, agent_id: &str, project_id: &str) {
         let attach = json!({"session_key": "work", "agent_id": agent_id, "project_id": project_id});
         self.ok("session_attach", attach);
+    }
+
+    /// Attaches as alice to a project that an admin makes.
+    fn attach_to_new_project(&mut self, admin: &mut Client<'_>) {
+        let project_id = admin.project("Demo");
+        self.attach("alice", &project_id);
     }
 
     /// Joins a node by invite and returns its id and secret.

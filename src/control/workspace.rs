@@ -52,6 +52,22 @@ pub(super) fn status_since(
     last_success_ms: i64,
 ) -> Object {
     let workspace = project.map(|p| Workspace::of(state, p, viewer, now_ms)).unwrap_or_default();
+    shown(&workspace, project, viewer, now_ms, last_success_ms)
+}
+
+/// The same for an event: without secrets, whoever hears of it.
+pub fn told(state: &State, project: &Project, viewer: Viewer<'_>, now_ms: i64) -> Object {
+    let workspace = Workspace::of(state, project, viewer, now_ms).without_secrets();
+    shown(&workspace, Some(project), viewer, now_ms, 0)
+}
+
+fn shown(
+    workspace: &Workspace,
+    project: Option<&Project>,
+    viewer: Viewer<'_>,
+    now_ms: i64,
+    last_success_ms: i64,
+) -> Object {
     let drift = Object::new().put("count", workspace.drift.len()).put("items", &workspace.drift);
     let depth = workspace.queue_depth();
     Object::new()

@@ -4,9 +4,10 @@
 
 use super::Gateway;
 use super::acheron;
+use super::debug;
 use super::pushes::Pushes;
 use super::starclaw::Greeting;
-use super::topology;
+use super::topology::Seer;
 use crate::base::{Code, Error, Lanes, Result, id};
 use crate::control::state::{Project, State};
 use crate::control::{self, Binding, Door, Principal, Role};
@@ -87,7 +88,8 @@ impl Handler for Client {
 
     fn closed(&mut self, conn: &Conn, _: &Closed) {
         self.0.greeting.negotiated();
-        self.0.gateway.topology.unsubscribe(conn);
+        self.0.gateway.stream.unsubscribe(conn);
+        self.0.gateway.watches.end(conn);
         for bound in self.0.acheron().drain() {
             bound.1.session.close();
         }
@@ -116,11 +118,16 @@ impl Shared {
         &self.pushes
     }
 
-    /// Whether one of the sessions may see a project's workspace.
-    pub fn sees(&self, state: &State, project: &Project) -> bool {
+    /// As whom a project's workspace may be seen here, if at all.
+    pub fn seer(&self, state: &State, project: &Project) -> Option<Seer> {
         let control = self.control();
         let bindings = control.attached().map(|(_, binding)| binding);
-        topology::sees(state, project, control.is_admin(), bindings)
+        Seer::of(state, project, control.is_admin(), bindings)
+    }
+
+    /// Whether one of the sessions is of a project.
+    pub fn works_in(&self, project_id: &str) -> bool {
+        self.control().attached().any(|(_, b)| b.project_id.as_deref() == Some(project_id))
     }
 
     fn control(&self) -> MutexGuard<'_, control::Session> {
@@ -171,24 +178,32 @@ impl Shared {
 
     /// `since`: when it came.
     fn answer_control(self: &Arc<Shared>, conn: &Conn, envelope: &Envelope<'_>, since: Instant) {
-        let subscribed;
-        let answer = {
+        let Gateway { stream, watches, .. } = &*self.gateway;
+        let (answer, new, topics, begun, admin) = {
             let mut control = self.control();
             let answer = control::handle(&self.gateway.control, &mut control, envelope);
-            self.pushes.follow(self, conn, control.attached());
-            match (&*envelope.name, control.subscribed) {
-                ("debug_subscribe", true) => self.gateway.topology.subscribe(self, conn),
-                ("debug_unsubscribe", false) => self.gateway.topology.unsubscribe(conn),
-                _ => {}
-            }
-            subscribed = envelope.name == "debug_subscribe" && control.subscribed;
-            answer
+            let new = self.pushes.follow(self, conn, control.attached());
+            (answer, new, control.subscribed, control.begun.take(), control.is_admin())
         };
         self.gateway.metrics.control.done(Some(since), answer.error);
+        let watch = begun.map(|begun| {
+            watches.replay(conn, begun.replay);
+            begun.watch
+        });
         let _ = conn.send(answer.frame);
-        if subscribed {
-            let request = envelope.id.as_deref().unwrap_or_default();
-            let _ = conn.push(topology::acknowledgement(request));
+        match (&*envelope.name, topics, watch) {
+            ("debug_subscribe", Some(topics), _) if answer.error.is_none() => {
+                let request = envelope.id.as_deref().unwrap_or_default();
+                let _ = conn.push(debug::acknowledgement(request));
+                stream.subscribe(self, conn, topics, admin);
+            }
+            ("debug_unsubscribe", None, _) => stream.unsubscribe(conn),
+            ("node_service_watch", _, Some(watch)) => watches.begin(conn, watch),
+            ("node_service_unwatch", ..) if answer.error.is_none() => watches.end(conn),
+            _ => {}
+        }
+        for binding in new {
+            stream.attached(conn, &binding.agent_id, binding.project_id.as_deref());
         }
         if answer.close {
             conn.close(None, "");

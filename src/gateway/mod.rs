@@ -3,6 +3,7 @@
 
 mod acheron;
 mod client;
+mod debug;
 mod doors;
 mod local;
 mod metrics;
@@ -13,6 +14,7 @@ mod starclaw;
 mod topology;
 mod trees;
 mod tunnel;
+mod watch;
 
 use crate::base::{
     Cancel, Code, Deadline, Error, Errors, Pool, Requests, Result, ResultExt, Timer, id,
@@ -20,12 +22,12 @@ use crate::base::{
 use crate::config::credentials::Credentials;
 use crate::config::tokens::Tokens;
 use crate::config::{Config, Env};
-use crate::control::{Context, Plane, Principal, Role, Scopes};
+use crate::control::{Context, Plane, Principal, Role, Scopes, events};
 use crate::namespace::World;
 use crate::net::{Listener, Net, raise_open_files};
 use crate::node::Server;
 use crate::runtime::agents::Registry;
-use crate::runtime::{Options, Runtime};
+use crate::runtime::{Options, Runtime, Subscription};
 use crate::store::{Db, SqliteKv};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -53,7 +55,8 @@ pub struct Gateway {
     nodes: Arc<nodes::Nodes>,
     tunnels: Arc<tunnel::Tunnels>,
     trees: Arc<trees::Trees>,
-    topology: Arc<topology::Topology>,
+    stream: Arc<debug::Stream>,
+    watches: Arc<watch::Watches>,
     ready: AtomicBool,
 }
 
@@ -93,7 +96,9 @@ pub struct Running {
     listener: Listener,
     /// Answers until the end: it tells that the gateway is not ready any more.
     _metrics: Option<Listener>,
-    following: [JoinHandle<()>; 3],
+    following: [JoinHandle<()>; 4],
+    /// Writes what agents do to the debug log.
+    logging: Subscription,
     stop: Cancel,
     /// The tokens were made at this start.
     pub new_tokens: bool,
@@ -104,11 +109,15 @@ pub struct Running {
 pub fn start(config: Config, env: Env) -> Result<Running> {
     let metrics_port = metrics::port(&env, config.server.port)?;
     raise_open_files()?;
+    let events = events::Settings::from_env(&env)?;
     let (tokens, new_tokens) = Tokens::load_or_create(&config.tokens()?)?;
     let schemas: Vec<_> = std::iter::once(SqliteKv::SCHEMA).chain(Runtime::SCHEMAS).collect();
     let db = Db::open(&config.database()?, &schemas)?;
     let plane = Plane::open(Arc::new(SqliteKv::new(db.clone())))?;
     plane.ensure_system()?;
+    let dir = config.ltm_directory()?;
+    let stream = Arc::new(debug::Stream::open(&dir)?);
+    let watches = Arc::new(watch::Watches::open(&dir, events, &plane)?);
 
     let timer = Timer::start()?;
     let net = Net::start(config.server.io_threads, timer.clone())?;
@@ -129,6 +138,8 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     let for_agents = trees.clone();
     runtime.bind_trees(Arc::new(move |who| for_agents.for_who(who)));
 
+    let (on_security, log) = (stream.clone(), stream.clone());
+    let logging = runtime.subscribe(Arc::new(move |event| log.agent(event)));
     let control_pool = Pool::start("control", CONTROL_THREADS, QUEUE_MAX)?;
     let metrics = Arc::new(metrics::Metrics {
         plane: plane.clone(),
@@ -143,10 +154,12 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     let gathered = metrics.clone();
     let gateway = Arc::new(Gateway {
         control: Context {
-            plane,
+            plane: plane.clone(),
             agents: runtime.clone(),
             scopes: Scopes::from_env(),
             figures: Arc::new(move || gathered.object()),
+            events: watches.events().clone(),
+            on_security: Box::new(move |event| on_security.security(event)),
         },
         control_pool,
         files: metrics.files.clone(),
@@ -159,18 +172,21 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
         nodes,
         tunnels,
         trees,
-        topology: Arc::default(),
+        stream: stream.clone(),
+        watches: watches.clone(),
     });
     let stop = Cancel::new();
-    let workspaces = gateway.topology.follow(gateway.control.plane.clone(), stop.clone())?;
+    let workspaces = topology::follow(stream, plane.clone(), stop.clone())?;
+    let services = watches.follow(plane, stop.clone())?;
     let nodes = gateway.nodes.clone();
     let on_return = Arc::new(move |node_id: &str| nodes.reachable(node_id));
     let reconcile = gateway.control.plane.follow_nodes(on_return, stop.clone())?;
-    let following = [gateway.trees.follow(stop.clone())?, workspaces, reconcile];
+    let following = [gateway.trees.follow(stop.clone())?, workspaces, services, reconcile];
     let watched = metrics_port.map(|port| metrics::listen(&gateway, &net, port)).transpose()?;
     let listener = listen(&gateway, &net)?;
     gateway.ready.store(true, Ordering::Release);
-    Ok(Running { gateway, net, db, listener, _metrics: watched, following, stop, new_tokens })
+    let _metrics = watched;
+    Ok(Running { gateway, net, db, listener, _metrics, following, logging, stop, new_tokens })
 }
 
 fn listen(gateway: &Arc<Gateway>, net: &Net) -> Result<Listener> {
@@ -213,6 +229,8 @@ impl Running {
         for thread in self.following {
             let _ = thread.join();
         }
+        drop(self.logging);
+        self.gateway.stream.stop();
         self.gateway.timer.stop();
         self.db.close();
     }

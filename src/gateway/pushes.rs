@@ -18,11 +18,12 @@ pub struct Pushes {
     seq: AtomicU64,
 }
 
+/// A session that is followed.
 #[derive(Clone, PartialEq)]
-struct Followed {
+pub struct Followed {
     key: String,
-    agent_id: String,
-    project_id: Option<String>,
+    pub agent_id: String,
+    pub project_id: Option<String>,
 }
 
 impl Pushes {
@@ -30,13 +31,13 @@ impl Pushes {
         self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Follows these sessions from now on, and no others.
+    /// Follows these sessions from now on, and no others. Returns those that it did not.
     pub fn follow<'s>(
         &self,
         shared: &Arc<Shared>,
         conn: &Conn,
         attached: impl Iterator<Item = (&'s str, &'s Binding)>,
-    ) {
+    ) -> Vec<Followed> {
         let now: Vec<_> = attached
             .map(|(key, b)| Followed {
                 key: key.to_owned(),
@@ -46,7 +47,9 @@ impl Pushes {
             .collect();
         let nobody = now.is_empty();
         let mut followed = self.followed();
+        let mut new = Vec::new();
         if *followed != now {
+            new.extend(now.iter().filter(|f| !followed.contains(f)).cloned());
             *followed = now;
         }
         drop(followed);
@@ -60,6 +63,7 @@ impl Pushes {
                 }))
             });
         }
+        new
     }
 
     fn tell(&self, conn: &Conn, event: &Event) {

@@ -4,7 +4,7 @@
 
 use super::Gateway;
 use super::nodes::Nodes;
-use crate::base::{Cancel, Code, Deadline, Error, Pool, Result, id};
+use crate::base::{Cancel, Code, Deadline, Error, Pool, Result, now_ms};
 use crate::node::{Door, Entry, Export, Exports};
 use crate::vfs::remote::{Link, Peer, Which};
 use crate::vfs::{Watch, Who};
@@ -33,7 +33,7 @@ impl Door for RoutedDoor {
             .ok_or_else(|| Error::new(Code::Eperm, "missing auth_token in fs hello payload"))?;
         let state = self.gateway.control.plane.state();
         let node = state.node(&self.node_id);
-        let known = node.is_ok_and(|n| id::same_secret(token, &n.secret));
+        let known = node.is_ok_and(|n| n.proof(token, now_ms()).is_some());
         if !known {
             return Err(Error::new(Code::Eperm, "AuthFailed"));
         }

@@ -1,130 +1,175 @@
-//! Who wants to be told that mounts have changed, and telling them (spec: control 9): a `debug.event` for
-//! each change of a project's mounts and binds, and of the presence of a node that it mounts, to those who
-//! may see the project. Connections are told of what happens from their subscription on; one that is too
-//! slow to take an event is closed, so that it asks anew instead of believing what is old.
+//! Finding out what has changed in workspaces, and for whom (spec: control 9.2): mounts and binds of
+//! projects, the presence of the nodes that they mount, what that makes of availability and of
+//! reconciling. Each subscriber is told what he may see, and nothing holds a secret.
 
-use super::client::Shared;
+use super::debug::{Stream, Subscriber, changed};
 use crate::base::{Cancel, Deadline, Result, ResultExt, now_ms};
-use crate::control::reconcile::Presence;
-use crate::control::state::{Mount, Project, State, id_number};
-use crate::control::{Plane, workspace};
-use crate::net::{Conn, Message};
+use crate::control::reconcile::{Known, Presence, Record};
+use crate::control::state::{MOTHER, Mount, Project, State, id_number};
+use crate::control::topics::Topic;
+use crate::control::{Binding, Plane, workspace};
 use crate::wire::Object;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
-const CATEGORY: &str = "control.workspace_topology";
+/// Between two reports on reconciling, and two attempts to tell those who are slow.
+const SPACING_MS: u64 = 250;
+const TOPOLOGY: &str = "workspace-topology";
 
-#[derive(Default)]
-pub struct Topology {
-    /// At most one for each connection.
-    subscribers: Mutex<Vec<Arc<Subscriber>>>,
-}
-
-struct Subscriber {
-    client: Weak<Shared>,
-    conn: Conn,
-    /// Events told since it subscribed.
-    told: AtomicU64,
-}
-
-impl Topology {
-    fn subscribers(&self) -> MutexGuard<'_, Vec<Arc<Subscriber>>> {
-        self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells a connection of every change from now on.
-    pub fn subscribe(&self, client: &Arc<Shared>, conn: &Conn) {
-        let mut all = self.subscribers();
-        all.retain(|s| s.client.strong_count() > 0 && s.conn.id() != conn.id());
-        let (client, conn) = (Arc::downgrade(client), conn.clone());
-        all.push(Arc::new(Subscriber { client, conn, told: AtomicU64::new(0) }));
-    }
-
-    pub fn unsubscribe(&self, conn: &Conn) {
-        self.subscribers().retain(|s| s.conn.id() != conn.id());
-    }
-
-    /// Starts the thread that looks for changes until `stop` is cancelled.
-    pub fn follow(self: &Arc<Topology>, plane: Arc<Plane>, stop: Cancel) -> Result<JoinHandle<()>> {
-        let this = self.clone();
-        let run = move || {
-            let mut shown = Picture::of(&plane.state(), now_ms());
-            loop {
-                let seen = plane.changed().seen();
-                let state = plane.state();
-                let now = Picture::of(&state, now_ms());
-                for (project, reason) in now.differs(&shown) {
-                    this.tell(&state, project, reason);
-                }
-                let next = plane.changed().wait(seen, now.until());
-                shown = now;
-                if next.block(Deadline::never(), &stop).is_err() {
-                    return;
-                }
-            }
+/// Starts the thread that looks for changes until `stop` is cancelled.
+pub fn follow(stream: Arc<Stream>, plane: Arc<Plane>, stop: Cancel) -> Result<JoinHandle<()>> {
+    let run = move || {
+        let mut follower = Follower {
+            shown: plane.reconciled(Picture::of),
+            reconciled: plane.reconciled(|record| record.cycles_total),
+            report_at: Deadline::after_ms(0),
+            stream,
+            plane: plane.clone(),
         };
-        std::thread::Builder::new().name("workspaces".into()).spawn(run).context("workspace thread")
-    }
-
-    fn tell(&self, state: &State, project: &Project, reason: &str) {
-        let subscribers = self.subscribers().clone();
-        for s in subscribers {
-            let Some(client) = s.client.upgrade() else { continue };
-            if !client.sees(state, project) {
-                continue;
-            }
-            let seq = s.told.fetch_add(1, Ordering::Relaxed) + 1;
-            if s.conn.push(Message::text(event(project, reason, seq))).is_err() {
-                s.conn.close(Some(1013), "too slow for what was subscribed; subscribe again");
+        loop {
+            let seen = plane.changed().seen();
+            let until = follower.look();
+            if plane.changed().wait(seen, until).block(Deadline::never(), &stop).is_err() {
+                return;
             }
         }
+    };
+    std::thread::Builder::new().name("workspaces".into()).spawn(run).context("workspace thread")
+}
+
+struct Follower {
+    stream: Arc<Stream>,
+    plane: Arc<Plane>,
+    shown: Picture,
+    /// The cycle that was reported last, and when the next may be.
+    reconciled: u64,
+    report_at: Deadline,
+}
+
+impl Follower {
+    /// Tells what has changed since the last look, and says by when to look again.
+    fn look(&mut self) -> Deadline {
+        let now = self.plane.reconciled(Picture::of);
+        // Held no longer than needed: as long as it is, each mutation copies the state.
+        let state = self.plane.state();
+        let changes = now.differs(&self.shown);
+        for (project, reason) in &changes {
+            self.tell_change(&state, project, reason);
+        }
+        for project in self.shown.projects.values().map(|known| &*known.project) {
+            if !now.projects.contains_key(&project.number) {
+                self.tell_end(project);
+            }
+        }
+        let by_hand = changes.iter().any(|(_, reason)| *reason == PROJECT_CHANGED);
+        let reason = if by_hand { PROJECT_CHANGED } else { AVAILABILITY_CHANGED };
+        self.tell_availability(&state, &now, reason);
+        let mut until = now.until();
+        if now.cycles != self.reconciled {
+            match self.report_at.passed() {
+                true => self.report(&state, now.cycles),
+                false => until = until.min(self.report_at),
+            }
+        }
+        if self.stream.catch_up() {
+            until = until.min(Deadline::after_ms(SPACING_MS));
+        }
+        self.shown = now;
+        until
+    }
+
+    fn tell_change(&self, state: &State, project: &Project, reason: &str) {
+        let payload = changed(reason, Some(&project.id())).finish();
+        let sees = |s: &Subscriber| seer(s, state, project).is_some();
+        self.stream.tell_if(Topic::Topology, TOPOLOGY, MOTHER, &payload, sees);
+        let delta = |seer: &Seer| {
+            let status = workspace::told(state, project, seer.viewer(), now_ms());
+            Object::new()
+                .put("event", "workspace_topology_delta")
+                .put("reason", reason)
+                .put("agent_id", &seer.agent_id)
+                .object("status", status)
+                .put("ts_ms", now_ms())
+                .finish()
+        };
+        let for_each = |s: &Subscriber| seer(s, state, project).as_ref().map(delta);
+        if self.stream.tell(Topic::TopologyDelta, TOPOLOGY, for_each) {
+            let payload = delta(&Seer::everything());
+            self.stream.log(Topic::TopologyDelta, TOPOLOGY, MOTHER, &payload);
+        }
+    }
+
+    /// A project was deleted. It is nowhere to be looked up, so only those who work in it are told.
+    fn tell_end(&self, project: &Project) {
+        let id = project.id();
+        let payload = changed(PROJECT_DELETED, Some(&id)).finish();
+        let worked = |s: &Subscriber| s.admin || s.client().is_some_and(|c| c.works_in(&id));
+        self.stream.tell_if(Topic::Topology, TOPOLOGY, MOTHER, &payload, worked);
+    }
+
+    fn tell_availability(&self, state: &State, now: &Picture, reason: &str) {
+        let event = |sees: &dyn Fn(&Project) -> bool, all: bool| {
+            let (before, after) = (self.shown.standing(sees, all), now.standing(sees, all));
+            let payload = Object::new()
+                .put("event", "workspace_availability_changed")
+                .put("reason", reason)
+                .object("before", before.shown())
+                .object("after", after.shown())
+                .put("ts_ms", now_ms());
+            (before != after).then(|| payload.finish())
+        };
+        let Some(of_all) = event(&|_| true, true) else { return };
+        let for_each = |s: &Subscriber| match s.admin {
+            true => Some(of_all.clone()),
+            false => event(&|project| seer(s, state, project).is_some(), false),
+        };
+        let (topic, request) = (Topic::Availability, "workspace-availability");
+        self.stream.tell(topic, request, for_each);
+        self.stream.log(topic, request, MOTHER, &of_all);
+    }
+
+    fn report(&mut self, state: &State, cycles: u64) {
+        (self.reconciled, self.report_at) = (cycles, Deadline::after_ms(SPACING_MS));
+        let all: Vec<_> = state.projects.values().collect();
+        let of = |projects: &[&Arc<Project>]| {
+            self.plane.reconciled(|record| record.shown(projects)).finish()
+        };
+        let of_all = of(&all);
+        let for_each = |s: &Subscriber| match s.admin {
+            true => Some(of_all.clone()),
+            false => {
+                let visible = all.iter().filter(|p| seer(s, state, p).is_some());
+                Some(of(&visible.copied().collect::<Vec<_>>()))
+            }
+        };
+        self.stream.tell(Topic::Reconcile, "reconcile", for_each);
+        self.stream.log(Topic::Reconcile, "reconcile", MOTHER, &of_all);
     }
 }
 
-fn event(project: &Project, reason: &str, seq: u64) -> String {
-    let payload = Object::new()
-        .put("event", "workspace_topology_changed")
-        .put("reason", reason)
-        .put("project_id", project.id())
-        .put("ts_ms", now_ms());
-    frame("workspace-topology", CATEGORY, payload).put("seq", seq).finish()
-}
-
-/// What old clients wait for after `debug_subscribe`: an event that names their request (spec: fs 18).
-pub fn acknowledgement(request: &str) -> Message {
-    let payload = Object::new().put("enabled", true);
-    Message::text(frame(request, "control.debug_subscribe", payload).finish())
-}
-
-/// `debug.event` frames have no `channel` (spec: control 9.2).
-fn frame(request: &str, category: &str, payload: Object) -> Object {
-    Object::new()
-        .put("type", "debug.event")
-        .put("request", request)
-        .put("category", category)
-        .object("payload", payload)
-        .put("timestamp", now_ms())
-}
+/// Why a workspace is another.
+const PROJECT_CHANGED: &str = "project_changed";
+const PROJECT_DELETED: &str = "project_deleted";
+const AVAILABILITY_CHANGED: &str = "availability_changed";
 
 /// What workspaces depend on, at one moment.
 struct Picture {
-    projects: BTreeMap<u64, Arc<Project>>,
+    projects: BTreeMap<u64, Arc<Known>>,
     /// By number.
     nodes: BTreeMap<u64, Presence>,
+    cycles: u64,
     /// When the next node changes without anybody's doing.
     turns_at_ms: Option<i64>,
 }
 
 impl Picture {
-    fn of(state: &State, now_ms: i64) -> Picture {
-        let nodes = state.nodes.iter();
+    fn of(record: &Record) -> Picture {
         Picture {
-            projects: state.projects.clone(),
-            nodes: nodes.map(|(k, n)| (*k, Presence::of(n, now_ms))).collect(),
-            turns_at_ms: state.nodes.values().filter_map(|n| n.turns_at_ms(now_ms)).min(),
+            projects: record.projects.clone(),
+            nodes: record.nodes.clone(),
+            cycles: record.cycles_total,
+            turns_at_ms: record.turns_at_ms,
         }
     }
 
@@ -139,40 +184,114 @@ impl Picture {
         let numbers = self.nodes.keys().chain(old.nodes.keys());
         let moved: BTreeSet<&u64> =
             numbers.filter(|n| self.nodes.get(n) != old.nodes.get(n)).collect();
-        let changed = |(number, project): (&u64, &'p Arc<Project>)| {
+        let changed = |(number, known): (&u64, &'p Arc<Known>)| {
             let before = old.projects.get(number);
             // One that has not changed is the very same value.
-            let same = before.is_some_and(|before| {
-                Arc::ptr_eq(before, project)
-                    || (before.mounts == project.mounts && before.binds == project.binds)
-            });
-            let project = &**project;
-            if !same {
-                return Some((project, "project_changed"));
+            if before.is_some_and(|before| Arc::ptr_eq(before, known)) {
+                return None;
+            }
+            let project = &*known.project;
+            let is_same = |before: &Arc<Known>| {
+                before.project.mounts == project.mounts && before.project.binds == project.binds
+            };
+            if !before.is_some_and(is_same) {
+                return Some((project, PROJECT_CHANGED));
             }
             let is_moved =
                 |m: &Mount| id_number(&m.node_id, "node-").is_some_and(|n| moved.contains(&n));
             let affected = !moved.is_empty() && project.mounts.iter().any(is_moved);
-            affected.then_some((project, "availability_changed"))
+            affected.then_some((project, AVAILABILITY_CHANGED))
         };
         self.projects.iter().filter_map(changed).collect()
     }
+
+    /// How the projects stand that `sees` lets through, with the nodes that they mount, or with all.
+    fn standing(&self, sees: &dyn Fn(&Project) -> bool, all_nodes: bool) -> Standing {
+        let mut standing = Standing::default();
+        let mut mounted = BTreeSet::new();
+        for known in self.projects.values().filter(|known| sees(&known.project)) {
+            let (sum, one) = (&mut standing.mounts, known.availability);
+            sum.mounts_total += one.mounts_total;
+            sum.online += one.online;
+            sum.degraded += one.degraded;
+            sum.missing += one.missing;
+            standing.digest = standing.digest.wrapping_add(known.digest);
+            let nodes = known.project.mounts.iter();
+            mounted.extend(nodes.filter_map(|m| id_number(&m.node_id, "node-")));
+        }
+        let nodes = self.nodes.iter().filter(|(n, _)| all_nodes || mounted.contains(n));
+        for (_, presence) in nodes {
+            standing.nodes_total += 1;
+            standing.nodes_online += usize::from(presence.is_online());
+        }
+        standing
+    }
 }
 
-/// Whether one of a connection's sessions may see a project's workspace.
-pub fn sees<'b>(
-    state: &State,
-    project: &Project,
+/// The figures of `workspace_availability_changed` (spec: control 9.2).
+#[derive(Default, PartialEq)]
+struct Standing {
+    nodes_online: usize,
+    nodes_total: usize,
+    mounts: workspace::Availability,
+    digest: u64,
+}
+
+impl Standing {
+    fn shown(&self) -> Object {
+        let nodes = Object::new().put("online", self.nodes_online).put("total", self.nodes_total);
+        let mounts = Object::new()
+            .put("online", self.mounts.online)
+            .put("degraded", self.mounts.degraded)
+            .put("missing", self.mounts.missing)
+            .put("total", self.mounts.mounts_total);
+        // A number that every JSON reader holds exactly.
+        let digest = self.digest >> 11;
+        Object::new()
+            .object("nodes", nodes)
+            .object("mounts", mounts)
+            .put("project_mount_digest", digest)
+    }
+}
+
+/// As whom a connection sees a project.
+pub struct Seer {
+    agent_id: String,
     admin: bool,
-    mut bindings: impl Iterator<Item = &'b crate::control::Binding>,
-) -> bool {
-    let id = project.id();
-    admin
-        || bindings.any(|b| {
+    token: Option<String>,
+}
+
+impl Seer {
+    fn everything() -> Seer {
+        Seer { agent_id: MOTHER.into(), admin: true, token: None }
+    }
+
+    fn viewer(&self) -> workspace::Viewer<'_> {
+        let token = self.token.as_deref();
+        workspace::Viewer { agent_id: &self.agent_id, admin: self.admin, token }
+    }
+
+    /// As the first of a connection's sessions that may see a project's workspace.
+    pub fn of<'b>(
+        state: &State,
+        project: &Project,
+        admin: bool,
+        mut bindings: impl Iterator<Item = &'b Binding>,
+    ) -> Option<Seer> {
+        let id = project.id();
+        if admin {
+            return Some(Seer::everything());
+        }
+        bindings.find_map(|b| {
             // The token that a session holds is that of its own project.
             let own = b.project_id.as_deref() == Some(&*id);
-            let token = b.project_token.as_deref().filter(|_| own);
-            let viewer = workspace::Viewer { agent_id: &b.agent_id, admin, token };
-            workspace::select(state, Some(&id), viewer).is_ok()
+            let token = b.project_token.clone().filter(|_| own);
+            let seer = Seer { agent_id: b.agent_id.clone(), admin, token };
+            workspace::select(state, Some(&id), seer.viewer()).is_ok().then_some(seer)
         })
+    }
+}
+
+fn seer(subscriber: &Subscriber, state: &State, project: &Project) -> Option<Seer> {
+    subscriber.client()?.seer(state, project)
 }

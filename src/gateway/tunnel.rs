@@ -2,7 +2,7 @@
 //! its files over that connection.
 
 use super::Gateway;
-use crate::base::{Code, Error, Result, id};
+use crate::base::{Code, Error, Result, now_ms};
 use crate::net::{Closed, Conn, Handler, Limits, Message, Mux};
 use crate::vfs::remote::Hooks;
 use crate::wire::Envelope;
@@ -118,7 +118,7 @@ impl TunnelHandler {
         let Ok(node) = state.node(&node_id) else {
             return refuse(tag, &Error::new(Code::Enoent, "NodeNotFound"));
         };
-        if !secret.is_some_and(|s| id::same_secret(&s, &node.secret)) {
+        if secret.and_then(|s| node.proof(&s, now_ms())).is_none() {
             return refuse(tag, &Error::new(Code::Eperm, "NodeAuthFailed"));
         }
         let reply = Reply::Hello(HelloReply::Tunnel { node_id: node_id.clone() });

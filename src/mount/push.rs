@@ -11,6 +11,8 @@ use std::sync::Arc;
 /// After a connection that failed, and after a gateway that does not know the request.
 const RETRY_MS: u64 = 1_000;
 const UNSUPPORTED_MS: u64 = 60_000;
+/// All that is asked for. Gateways that know no categories tell of more.
+const TOPICS: &str = r#"{"categories":["control.workspace_topology"]}"#;
 
 /// Notifies `changed` when the gateway says that the workspace has changed, and after every connection,
 /// for what was missed before it. Returns when `ended` is cancelled.
@@ -48,7 +50,7 @@ fn subscribed(net: &Net, gateway: &Gateway, changed: &Notify, ended: &Cancel) ->
     let bearer = gateway.bearer.clone();
     let ids = "fs-mount-push";
     let control = Control::open_hearing(net, &url, bearer, ids, deadline, ended, Arc::new(hear))?;
-    control.call("debug_subscribe", "{}", deadline, ended)?;
+    control.call("debug_subscribe", TOPICS, deadline, ended)?;
     changed.notify();
     lost.wait(seen, Deadline::never()).block(Deadline::never(), ended)
 }

@@ -43,7 +43,8 @@ struct Shared {
 struct Pending {
     lines: Vec<u8>,
     lost: u64,
-    lost_total: u64,
+    /// Of these, what was not reported yet.
+    newly_lost: u64,
     stopped: bool,
 }
 
@@ -80,7 +81,7 @@ impl Journal {
 
     /// Lines that were lost since the start.
     pub fn lost(&self) -> u64 {
-        self.shared.lock().lost_total
+        self.shared.lock().lost
     }
 
     /// Writes what is pending, and ends; what comes later is lost.
@@ -103,7 +104,7 @@ impl Drop for Journal {
 impl Pending {
     fn lose(&mut self, lines: u64) {
         self.lost += lines;
-        self.lost_total += lines;
+        self.newly_lost += lines;
     }
 }
 
@@ -152,7 +153,7 @@ impl Writer {
             if outcome.is_err() {
                 pending.lose(rest.iter().filter(|b| **b == b'\n').count() as u64);
             }
-            let lost = std::mem::take(&mut pending.lost);
+            let lost = std::mem::take(&mut pending.newly_lost);
             drop(pending);
             self.report(outcome, lost);
         }
@@ -305,6 +306,7 @@ fn compress(archive: &Path) -> io::Result<()> {
 }
 
 /// The end of a log.
+#[derive(Default)]
 pub struct Tail {
     bytes: Vec<u8>,
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use std::fmt::Write;
 
 /// An object under construction.
+#[derive(Clone)]
 pub struct Object(String);
 
 impl Object {

@@ -114,7 +114,8 @@ fn subscribers_hear_of_mounts_binds_and_exports() {
     let dir = Scratch::new();
     let mut house = House::start(&dir);
     let mut watcher = house.gateway.admin();
-    watcher.control("debug_subscribe", json!({}));
+    let topology = json!({"categories": ["control.workspace_topology"]});
+    watcher.control("debug_subscribe", topology);
     assert_eq!(watcher.pushed()["payload"]["enabled"], true);
     let mut told = |reason: &str| {
         let event = watcher.pushed();

@@ -1,6 +1,7 @@
 //! The gateway from outside: handshakes as they were recorded from the original, refusals, chat, and
 //! what is left after `kill -9`.
 
+mod events;
 mod metrics;
 mod services;
 

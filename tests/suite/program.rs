@@ -79,6 +79,11 @@ impl Program {
         }
     }
 
+    /// How often it has said something, as far as was waited for.
+    pub fn said(&self, mark: &str) -> usize {
+        self.seen.iter().filter(|line| line.contains(mark)).count()
+    }
+
     pub fn signal(&self, signal: i32) {
         // SAFETY: kill(2) takes no pointers; the child is ours and not reaped yet.
         unsafe { libc::kill(self.child.id() as i32, signal) };
@@ -129,8 +134,14 @@ impl Gateway {
         Gateway::with(home, port, &[])
     }
 
-    /// With more in its environment.
-    pub fn with(home: &Path, port: &str, env: &[(&str, &str)]) -> Gateway {
+    /// With variables of the environment set.
+    pub fn with(home: &Path, port: &str, variables: &[(&str, &str)]) -> Gateway {
+        let mut program = Program::start(Gateway::command(home, port, variables));
+        let addr = program.wait_for("listening at ws://").trim_end_matches('/').to_owned();
+        Gateway { program, addr, home: home.to_owned(), _scratch: None }
+    }
+
+    pub fn command(home: &Path, port: &str, variables: &[(&str, &str)]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_spiderweb"));
         command
             .current_dir(home)
@@ -140,10 +151,8 @@ impl Gateway {
         if home.join("script.json").exists() {
             command.env("SPIDERWEB__PROVIDER__SCRIPT", home.join("script.json"));
         }
-        command.envs(env.iter().copied()).args(["--port", port]);
-        let mut program = Program::start(command);
-        let addr = program.wait_for("listening at ws://").trim_end_matches('/').to_owned();
-        Gateway { program, addr, home: home.to_owned(), _scratch: None }
+        command.args(["--port", port]).envs(variables.iter().copied());
+        command
     }
 
     /// `admin_token` or `user_token`.

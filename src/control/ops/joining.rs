@@ -14,26 +14,26 @@ pub(super) const LEASE_MS: i64 = 900_000;
 const INVITES_MAX: usize = 1000;
 /// Joins that wait for an answer; anyone may ask for one.
 const PENDING_MAX: usize = 256;
-/// How long a request, and the answer to it, waits for its asker.
-const PENDING_KEEP_MS: i64 = 86_400_000;
+/// How long a request, and the answer to it, waits for its asker; how long an invite that can no longer
+/// be used is known.
+const KEEP_MS: i64 = 86_400_000;
 pub(super) const NODES_MAX: usize = 100_000;
 
 pub(super) fn invite_create(call: &mut Call<'_>) -> Result<Object> {
     let expires_in_ms = call.duration_ms("expires_in_ms", INVITE_MS)?;
     let invite = call.cx.plane.mutate(|state, now_ms| {
-        // Those that can no longer be used go; their numbers are not given out again.
-        let dead = |i: &Invite| i.redeemed || i.expires_at_ms + PENDING_KEEP_MS < now_ms;
-        let mut changes: Vec<_> = state
-            .invites
-            .values()
-            .filter(|i| dead(i) && i.created_at_ms + PENDING_KEEP_MS < now_ms)
-            .map(|i| Change::DeleteInvite(i.number))
-            .collect();
-        let open = state.invites.values().filter(|i| !i.redeemed && i.expires_at_ms > now_ms);
-        if open.count() >= INVITES_MAX {
+        let (open, spent): (Vec<&Invite>, Vec<_>) =
+            state.invites.values().map(|i| &**i).partition(|i| i.is_open(now_ms));
+        // Of those that can no longer be used the newest stay for a while, so that who comes late is
+        // told why. Their numbers are not given out again.
+        let is_old = |i: &Invite| i.created_at_ms.max(i.expires_at_ms) + KEEP_MS < now_ms;
+        let surplus = (spent.len() + 1).saturating_sub(INVITES_MAX);
+        let gone = spent.iter().enumerate().filter(|(n, i)| *n < surplus || is_old(i));
+        let mut changes: Vec<_> = gone.map(|(_, i)| Change::DeleteInvite(i.number)).collect();
+        if open.len() >= INVITES_MAX {
             return Err(Error::new(
                 Code::LimitExceeded,
-                format!("{INVITES_MAX} invites are open; let some expire first"),
+                format!("{INVITES_MAX} invites are open; revoke some, or let them expire"),
             ));
         }
         let (number, last) = state.next(Counter::Invite);
@@ -48,10 +48,68 @@ pub(super) fn invite_create(call: &mut Call<'_>) -> Result<Object> {
         Ok((invite, changes))
     })?;
     Ok(Object::new()
-        .put("invite_id", format_args!("invite-{}", invite.number))
+        .put("invite_id", invite.id())
         .put("invite_token", &invite.token)
         .put("created_at_ms", invite.created_at_ms)
         .put("expires_at_ms", invite.expires_at_ms))
+}
+
+/// The invites that are open, and on request those that were redeemed or have expired (spec: control 8.9).
+pub(super) fn invite_list(call: &mut Call<'_>) -> Result<Object> {
+    let flag = |name: &str| Ok::<_, Error>(call.payload.bool(name)?.unwrap_or(false));
+    let (redeemed, expired) = (flag("include_redeemed")?, flag("include_expired")?);
+    let reveal = flag("reveal")?;
+    let (state, now_ms) = (call.cx.plane.state(), super::now());
+    let is_asked_for = |i: &&Arc<Invite>| {
+        (redeemed || !i.redeemed) && (expired || i.redeemed || i.expires_at_ms > now_ms)
+    };
+    let one = |i: &Arc<Invite>| {
+        Object::new()
+            .put("invite_id", i.id())
+            .put("invite_token", if reveal { i.token.as_str() } else { "inv-..." })
+            .put("created_at_ms", i.created_at_ms)
+            .put("expires_at_ms", i.expires_at_ms)
+            .put("redeemed", i.redeemed)
+            .put("expired", i.expires_at_ms <= now_ms)
+            .finish()
+    };
+    let list: Vec<_> = state.invites.values().filter(is_asked_for).map(one).collect();
+    Ok(Object::new().raw("invites", &format!("[{}]", list.join(","))))
+}
+
+/// Takes back an invite that nobody has used.
+pub(super) fn invite_revoke(call: &mut Call<'_>) -> Result<Object> {
+    let invite_id = call.payload.required("invite_id")?;
+    call.cx.plane.mutate(|state, _| {
+        let invite = id_number(&invite_id, "invite-").and_then(|n| state.invites.get(&n));
+        let invite = invite.ok_or_else(|| {
+            Error::new(Code::InviteNotFound, format!("there is no invite {invite_id:?}"))
+        })?;
+        if invite.redeemed {
+            let message = format!("{invite_id} was used already; delete the node that used it");
+            return Err(Error::new(Code::InviteRedeemed, message));
+        }
+        Ok(((), vec![Change::DeleteInvite(invite.number)]))
+    })?;
+    Ok(Object::new().put("revoked", true).put("invite_id", invite_id))
+}
+
+/// The node of a name, made where there is none (spec: control 13). Its lease begins anew.
+pub(super) fn ensure(call: &mut Call<'_>) -> Result<Object> {
+    let name = identifier("node_name", call.payload.required("node_name")?, 128)?;
+    let fs_url = fs_url(&call.payload)?;
+    let ttl_ms = lease_ttl(call)?;
+    let (node, created) = call.cx.plane.mutate(|state, now_ms| {
+        if let Some(node) = state.nodes.values().find(|n| n.name == name) {
+            let node = Arc::new(node.refreshed(fs_url, ttl_ms, now_ms));
+            return Ok(((node.clone(), false), vec![Change::PutNode(node)]));
+        }
+        let fs_url = fs_url.unwrap_or_default();
+        let node = new_node(state, Some(name), fs_url, Platform::default(), now_ms, ttl_ms)?;
+        let changes = vec![Change::Last(Counter::Node, node.number), Change::PutNode(node.clone())];
+        Ok(((node, true), changes))
+    })?;
+    Ok(joined(&node).put("created", created))
 }
 
 pub(super) fn join(call: &mut Call<'_>) -> Result<Object> {
@@ -99,10 +157,16 @@ pub(super) fn request(call: &mut Call<'_>) -> Result<Object> {
     let fs_url = fs_url(&call.payload)?.unwrap_or_default();
     let platform = platform(&call.payload, Platform::default())?;
     let pending = call.cx.plane.mutate(|state, now_ms| {
-        let old = |p: &PendingJoin| p.requested_at_ms + PENDING_KEEP_MS < now_ms;
-        let gone = state.pending.values().filter(|p| old(p));
+        let (answered, waiting): (Vec<&PendingJoin>, Vec<_>) =
+            state.pending.values().map(|p| &**p).partition(|p| p.approved.is_some());
+        let is_old = |p: &PendingJoin| p.requested_at_ms + KEEP_MS < now_ms;
+        let surplus = (answered.len() + 1).saturating_sub(PENDING_MAX);
+        let answered = answered.iter().enumerate().filter(|(n, p)| *n < surplus || is_old(p));
+        let expired = waiting.iter().filter(|p| is_old(p));
+        let left = waiting.len() - expired.clone().count();
+        let gone = answered.map(|(_, p)| p).chain(expired);
         let mut changes: Vec<_> = gone.map(|p| Change::DeletePending(p.number)).collect();
-        if state.pending.len() - changes.len() >= PENDING_MAX {
+        if left >= PENDING_MAX {
             return Err(Error::new(
                 Code::LimitExceeded,
                 format!("{PENDING_MAX} nodes are waiting to join already"),
@@ -217,6 +281,7 @@ fn new_node(
         name: name.unwrap_or_else(|| format!("node-{number}")),
         fs_url,
         secret: id::hex_token("secret-"),
+        former: None,
         lease_token: id::hex_token("lease-"),
         platform,
         labels: BTreeMap::new(),

@@ -11,12 +11,15 @@ mod nodes;
 mod project_up;
 mod projects;
 mod sessions;
+mod watching;
 mod workspaces;
 
 pub use aliases::ALIASES;
 
+use super::events::Events;
 use super::session::{Door, Role, Session};
 use super::state::{MOTHER, State};
+use super::topics::{OnSecurity, SecurityEvent};
 use super::workspace::Viewer;
 use super::{Agents, Plane};
 use crate::base::{Code, Error, Result, id, now_ms};
@@ -86,18 +89,25 @@ pub const TABLE: &[Op] = &[
     op("session_status", Access::Anyone, Scope::None, sessions::status).uncorrelated(),
     op("session_resume", Access::Anyone, Scope::None, sessions::resume).uncorrelated(),
     op("session_close", Access::Anyone, Scope::None, sessions::close).uncorrelated(),
-    op("debug_subscribe", Access::Anyone, Scope::None, sessions::subscribe).uncorrelated(),
-    op("debug_unsubscribe", Access::Anyone, Scope::None, sessions::unsubscribe).uncorrelated(),
+    op("debug_subscribe", Access::Anyone, Scope::None, watching::subscribe).uncorrelated(),
+    op("debug_unsubscribe", Access::Anyone, Scope::None, watching::unsubscribe).uncorrelated(),
     op("agent_list", Access::Anyone, Scope::None, agents::list).passing(),
     op("agent_get", Access::Anyone, Scope::None, agents::get).passing(),
     op("node_invite_create", Access::Admin, Scope::Node, joining::invite_create),
+    op("node_invite_list", Access::Admin, Scope::Node, joining::invite_list),
+    op("node_invite_revoke", Access::Admin, Scope::Node, joining::invite_revoke),
     op("node_join", Access::Node, Scope::None, joining::join),
+    op("node_ensure", Access::Admin, Scope::Node, joining::ensure),
     op("node_join_request", Access::Node, Scope::None, joining::request),
     op("node_join_pending_list", Access::Admin, Scope::Operator, joining::pending_list),
     op("node_join_approve", Access::Admin, Scope::Operator, joining::approve),
     op("node_join_deny", Access::Admin, Scope::Operator, joining::deny),
     op("node_lease_refresh", Access::Node, Scope::None, nodes::lease_refresh),
     op("node_service_upsert", Access::Node, Scope::None, nodes::service_upsert),
+    op("node_service_get", Access::Admin, Scope::None, nodes::service_get),
+    op("node_service_watch", Access::Anyone, Scope::None, watching::service_watch),
+    op("node_service_unwatch", Access::Anyone, Scope::None, watching::service_unwatch),
+    op("node_secret_rotate", Access::Node, Scope::Node, nodes::secret_rotate),
     op("node_list", Access::Admin, Scope::None, nodes::list),
     op("node_get", Access::Admin, Scope::None, nodes::get),
     op("node_delete", Access::Node, Scope::Node, nodes::delete),
@@ -122,16 +132,8 @@ pub const TABLE: &[Op] = &[
 
 /// Names of the protocol that are not served yet: known, so answered `unsupported` rather than as
 /// something that never existed.
-const RESERVED: &[&str] = &[
-    "session_restore",
-    "session_history",
-    "auth_status",
-    "auth_rotate",
-    "node_service_get",
-    "node_service_watch",
-    "node_service_unwatch",
-    "audit_tail",
-];
+const RESERVED: &[&str] =
+    &["session_restore", "session_history", "auth_status", "auth_rotate", "audit_tail"];
 
 /// The operation that a name, be it an alias, stands for.
 pub fn find(name: &str) -> Option<&'static Op> {
@@ -199,6 +201,8 @@ pub struct Context {
     pub agents: Arc<dyn Agents>,
     pub scopes: Scopes,
     pub figures: Figures,
+    pub events: Arc<Events>,
+    pub on_security: OnSecurity,
 }
 
 /// Gathers what `metrics` answers: who runs the control plane counts more than is known here.
@@ -290,10 +294,18 @@ pub fn handle(cx: &Context, session: &mut Session, envelope: &Envelope<'_>) -> A
     let Some(op) = find(name) else {
         return refuse(unknown(name), false);
     };
+    let guard = |session: &Session, e: &Error| {
+        let correlation_id = envelope.correlation_id.as_deref().or(id);
+        if let Some(event) = SecurityEvent::of(session, op.name, correlation_id, e) {
+            (cx.on_security)(event);
+        }
+    };
     if let Err(e) = admit(cx, session, op, envelope) {
+        guard(session, &e);
         return refuse(e, false);
     }
     let outcome = enter(cx, session, op, envelope).and_then(|mut call| (op.run)(&mut call));
+    let outcome = outcome.inspect_err(|e| guard(session, e));
     match outcome {
         Ok(payload) => {
             let payload = aliases::answer(name, payload.finish());

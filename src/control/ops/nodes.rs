@@ -2,7 +2,8 @@
 
 use super::{Call, SECRET_MAX, identifier, joining, text};
 use crate::base::{Code, Error, Result, id};
-use crate::control::state::{Change, Node, Project, Service, State};
+use crate::control::events::ServiceEvent;
+use crate::control::state::{Change, Former, Node, Project, Proof, Service, State};
 use crate::wire::{Fields, Object};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -12,21 +13,19 @@ use std::sync::Arc;
 /// Services that one node may publish, and labels.
 const SERVICES_MAX: usize = 1000;
 const LABELS_MAX: usize = 100;
+/// How long a secret counts that was replaced.
+const GRACE_MS: i64 = 300_000;
+const GRACE_MAX_MS: i64 = 3_600_000;
 
 pub(super) fn lease_refresh(call: &mut Call<'_>) -> Result<Object> {
     let (node_id, secret) = credentials(call)?;
     let fs_url = joining::fs_url(&call.payload)?;
     let ttl_ms = joining::lease_ttl(call)?;
     let node = call.cx.plane.mutate(|state, now_ms| {
-        let node = authenticated(state, &node_id, &secret)?;
-        let node = Arc::new(Node {
-            fs_url: fs_url.unwrap_or_else(|| node.fs_url.clone()),
-            lease_token: id::hex_token("lease-"),
-            last_seen_ms: now_ms,
-            lease_expires_at_ms: now_ms + ttl_ms,
-            revived_at_ms: if node.online(now_ms) { node.revived_at_ms } else { now_ms },
-            ..(**node).clone()
-        });
+        let (node, proof) = authenticated(state, &node_id, &secret, now_ms)?;
+        let former = node.former.clone().filter(|_| proof == Proof::Former);
+        let node = node.refreshed(fs_url, ttl_ms, now_ms);
+        let node = Arc::new(Node { former, ..node });
         Ok((node.clone(), vec![Change::PutNode(node)]))
     })?;
     Ok(joining::joined(&node))
@@ -51,7 +50,7 @@ pub(super) fn delete(call: &mut Call<'_>) -> Result<Object> {
     let admin = call.session.is_admin();
     call.cx.plane.mutate(|state, now_ms| {
         let node = match &secret {
-            Some(secret) => authenticated(state, &node_id, secret)?,
+            Some(secret) => authenticated(state, &node_id, secret, now_ms)?.0,
             None if admin => state.node(&node_id)?,
             None => return Err(Error::missing("node_secret")),
         };
@@ -91,15 +90,53 @@ fn credentials(call: &Call<'_>) -> Result<(String, String)> {
     Ok((node_id, secret))
 }
 
-fn authenticated<'s>(state: &'s State, node_id: &str, secret: &str) -> Result<&'s Arc<Node>> {
+fn authenticated<'s>(
+    state: &'s State,
+    node_id: &str,
+    secret: &str,
+    now_ms: i64,
+) -> Result<(&'s Arc<Node>, Proof)> {
     let node = state.node(node_id)?;
-    if !id::same_secret(&node.secret, secret) {
-        return Err(Error::new(
-            Code::NodeAuthFailed,
-            format!("node_secret is not that of {node_id}"),
-        ));
-    }
-    Ok(node)
+    let proof = node.proof(secret, now_ms).ok_or_else(|| {
+        Error::new(Code::NodeAuthFailed, format!("node_secret is not that of {node_id}"))
+    })?;
+    Ok((node, proof))
+}
+
+/// Gives a node another secret. The one before counts for a while, so that a node that has not heard of
+/// the new one is not shut out: asking again with it, or refreshing the lease, answers the new one. Once
+/// the new one was used, the one before is of no use.
+pub(super) fn secret_rotate(call: &mut Call<'_>) -> Result<Object> {
+    let node_id = identifier("node_id", call.payload.required("node_id")?, 128)?;
+    let secret = call.payload.string("node_secret")?;
+    let grace_ms = match call.payload.i64("grace_ms")? {
+        None => GRACE_MS,
+        Some(ms) if (0..=GRACE_MAX_MS).contains(&ms) => ms,
+        Some(_) => {
+            let message = format!("grace_ms must be 0 to {GRACE_MAX_MS} (an hour)");
+            return Err(Error::new(Code::InvalidPayload, message));
+        }
+    };
+    let admin = call.session.is_admin();
+    let (node, rotated) = call.cx.plane.mutate(|state, now_ms| {
+        let (node, proof) = match &secret {
+            Some(secret) => authenticated(state, &node_id, secret, now_ms)?,
+            None if admin => (state.node(&node_id)?, Proof::Current),
+            None => return Err(Error::missing("node_secret")),
+        };
+        if proof == Proof::Former {
+            return Ok(((node.clone(), false), Vec::new()));
+        }
+        let former = Former { secret: node.secret.clone(), until_ms: now_ms + grace_ms };
+        let node = Arc::new(Node {
+            secret: id::hex_token("secret-"),
+            former: Some(former).filter(|_| grace_ms > 0),
+            ..(**node).clone()
+        });
+        Ok(((node.clone(), true), vec![Change::PutNode(node)]))
+    })?;
+    let until_ms = node.former.as_ref().map(|f| f.until_ms);
+    Ok(joining::joined(&node).put("rotated", rotated).put("former_valid_until_ms", until_ms))
 }
 
 pub(super) fn service_upsert(call: &mut Call<'_>) -> Result<Object> {
@@ -108,25 +145,40 @@ pub(super) fn service_upsert(call: &mut Call<'_>) -> Result<Object> {
     let labels = payload.object("labels")?.map(|f| labels(&f)).transpose()?;
     let services = payload.array("services")?;
     let services = services.map(|list| read_services(&list)).transpose()?;
-    let (node, before, now_ms) = call.cx.plane.mutate(|state, now_ms| {
-        let old = authenticated(state, &node_id, &secret)?;
+    call.cx.plane.mutate(|state, now_ms| {
+        let (old, proof) = authenticated(state, &node_id, &secret, now_ms)?;
         let node = Arc::new(Node {
+            former: old.former.clone().filter(|_| proof == Proof::Former),
             platform: joining::platform(payload, old.platform.clone())?,
             labels: labels.unwrap_or_else(|| old.labels.clone()),
             services: services.unwrap_or_else(|| old.services.clone()),
             last_seen_ms: now_ms,
             ..(**old).clone()
         });
-        Ok(((node.clone(), old.clone(), now_ms), vec![Change::PutNode(node)]))
-    })?;
+        let changed = (&node.platform, &node.labels, &node.services)
+            != (&old.platform, &old.labels, &old.services);
+        let delta = delta(&old.services, &node.services, now_ms);
+        let answer = catalogue(&node).put("service_delta", delta);
+        let event = ServiceEvent::new(state, &node, answer.clone(), changed);
+        Ok((answer, vec![Change::PutNode(node), Change::ServiceEvent(Arc::new(event))]))
+    })
+}
+
+pub(super) fn service_get(call: &mut Call<'_>) -> Result<Object> {
+    let node_id = identifier("node_id", call.payload.required("node_id")?, 128)?;
+    let state = call.cx.plane.state();
+    Ok(catalogue(state.node(&node_id)?))
+}
+
+/// What a node has published (spec: control 8.6).
+fn catalogue(node: &Node) -> Object {
     let documents: Vec<_> = node.services.iter().map(|s| &s.document).collect();
-    Ok(Object::new()
+    Object::new()
         .put("node_id", node.id())
         .put("node_name", &node.name)
         .put("platform", &node.platform)
         .put("labels", &node.labels)
         .put("services", documents)
-        .put("service_delta", delta(&before.services, &node.services, now_ms)))
 }
 
 fn labels(f: &Fields<'_>) -> Result<BTreeMap<String, String>> {

@@ -158,17 +158,6 @@ pub(super) fn close(call: &mut Call<'_>) -> Result<Object> {
         .put("active_session", call.session.active_key()))
 }
 
-/// Changes of workspaces are told from now on; who holds the connection does it (spec: control 9.3).
-pub(super) fn subscribe(call: &mut Call<'_>) -> Result<Object> {
-    call.session.subscribed = true;
-    Ok(Object::new().put("enabled", true))
-}
-
-pub(super) fn unsubscribe(call: &mut Call<'_>) -> Result<Object> {
-    call.session.subscribed = false;
-    Ok(Object::new().put("enabled", false))
-}
-
 fn bound<'c>(call: &'c Call<'_>, key: &str) -> Result<&'c Binding> {
     call.session.binding(Some(key)).map_err(|e| e.recode(Code::NotFound))
 }

@@ -4,14 +4,10 @@ use super::Call;
 use super::projects::{Target, project_id};
 use crate::base::Result;
 use crate::control::policy::{self, Action};
-use crate::control::reconcile::{Known, Record};
 use crate::control::state::Project;
 use crate::control::workspace;
 use crate::wire::Object;
 use std::sync::Arc;
-
-/// Failures that `reconcile_status` names; it counts all.
-const FAILED_OPS_MAX: usize = 100;
 
 pub(super) fn status(call: &mut Call<'_>) -> Result<Object> {
     let asked = call.payload.string("project_id")?.filter(|p| !p.is_empty());
@@ -38,45 +34,10 @@ pub(super) fn reconcile_status(call: &mut Call<'_>) -> Result<Object> {
         }
         _ => state.projects.values().filter(|p| may_read(call, p)).collect(),
     };
-    Ok(call.cx.plane.reconciled(|record| reconciled(record, &projects)))
+    Ok(call.cx.plane.reconciled(|record| record.shown(&projects)))
 }
 
 fn may_read(call: &Call<'_>, project: &Project) -> bool {
     let token = call.token_for(&project.id()).ok().flatten();
     policy::check(project, Action::Read, call.viewer(token.as_deref()).asker()).is_ok()
-}
-
-/// The payload of `reconcile_status`: what is known of these projects.
-fn reconciled(record: &Record, projects: &[&Arc<Project>]) -> Object {
-    let known = || projects.iter().filter_map(|p| Some((*p, record.projects.get(&p.number)?)));
-    let failed = || known().flat_map(|(_, k)| &k.failed);
-    let depth = failed().count();
-    // As long as a project stands well, it does so at every look.
-    let good = |k: &Known| match k.failed.is_empty() {
-        true => record.last_reconcile_ms,
-        false => k.last_success_ms,
-    };
-    let one = |(p, k): (&Arc<Project>, &Known)| {
-        Object::new()
-            .put("project_id", p.id())
-            .put("mounts", k.mounts)
-            .put("selected_mounts", k.availability.mounts_total)
-            .put("online_mounts", k.availability.online)
-            .put("degraded_mounts", k.availability.degraded)
-            .put("missing_mounts", k.availability.missing)
-            .put("drift_count", k.drift_count)
-            .put("queue_depth", k.failed.len())
-            .finish()
-    };
-    let all: Vec<_> = known().map(one).collect();
-    Object::new()
-        .put("reconcile_state", if depth == 0 { "idle" } else { "degraded" })
-        .put("last_reconcile_ms", record.last_reconcile_ms)
-        .put("last_success_ms", known().map(|(_, k)| good(k)).min().unwrap_or(0))
-        .put("last_error", failed().next())
-        .put("queue_depth", depth)
-        .put("failed_ops_total", record.failed_ops_total)
-        .put("cycles_total", record.cycles_total)
-        .put("failed_ops", failed().take(FAILED_OPS_MAX).collect::<Vec<_>>())
-        .raw("projects", &format!("[{}]", all.join(",")))
 }

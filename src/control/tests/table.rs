@@ -7,6 +7,7 @@ struct Fixture {
     gateway: Gateway,
     node: (String, String),
     request_id: String,
+    invite_id: String,
 }
 
 const SCOPES: [(Scope, &str, &str); 3] = [
@@ -44,10 +45,12 @@ impl Fixture {
         c.ok("project_up", json!({"project_id": "proj-1", "agent_id": "alice"}));
         let asked = c.ok("node_join_request", json!({"node_name": "asks"}));
         let request_id = asked["request_id"].as_str().unwrap().to_owned();
+        let invite = c.ok("node_invite_create", json!({}));
+        let invite_id = invite["invite_id"].as_str().unwrap().to_owned();
         drop(c);
         let mut gateway = gateway;
         gateway.cx.scopes = scopes;
-        Fixture { gateway, node, request_id }
+        Fixture { gateway, node, request_id, invite_id }
     }
 
     /// A payload with all fields of an operation, right ones. Empty for those that want none.
@@ -68,6 +71,18 @@ impl Fixture {
             "session_status" | "session_resume" => json!({"session_key": "work"}),
             "agent_get" => json!({"agent_id": "alice"}),
             "node_invite_create" => json!({"expires_in_ms": 60000}),
+            "node_invite_list" => {
+                json!({"include_redeemed": true, "include_expired": true, "reveal": true})
+            }
+            "node_invite_revoke" => json!({"invite_id": self.invite_id}),
+            "node_ensure" => json!({"node_name": "ensured", "fs_url": "ws://127.0.0.1:1/v2/fs",
+                "lease_ttl_ms": 60000}),
+            "node_secret_rotate" => json!({"node_id": node_id, "grace_ms": 1000}),
+            "node_service_get" => json!({"node_id": node_id}),
+            "node_service_watch" => {
+                json!({"node_id": node_id, "replay_limit": 5, "after_seq": 0})
+            }
+            "debug_subscribe" => json!({"categories": ["control.reconcile"]}),
             "node_join_request" => {
                 json!({"node_name": "x", "fs_url": "", "platform": {"os": "linux"}})
             }
@@ -127,7 +142,7 @@ fn every_operation_succeeds_for_the_roles_that_may_call_it() {
         for role in [Role::Admin, Role::User] {
             let f = Fixture::new();
             let (mut payload, mut c) = (f.payload(op.name), f.attached(role));
-            if op.name == "node_delete" && role == Role::User {
+            if matches!(op.name, "node_delete" | "node_secret_rotate") && role == Role::User {
                 payload["node_secret"] = json!(f.node.1);
             }
             let before = f.gateway.cx.plane.state();
@@ -252,8 +267,8 @@ fn fields_of_the_wrong_form_are_refused_by_name_and_change_nothing() {
 #[test]
 fn what_cannot_be_stored_is_answered_so_and_has_not_happened() {
     // What is so already in the fixture.
-    const UNCHANGED: [&str; 3] =
-        ["node_join_pending_list", "project_activate", "project_token_revoke"];
+    const UNCHANGED: [&str; 4] =
+        ["node_invite_list", "node_join_pending_list", "project_activate", "project_token_revoke"];
     for op in plain().filter(|op| !op.name.starts_with("debug_")) {
         let f = Fixture::new();
         let (payload, mut c) = (f.payload(op.name), f.attached(Role::Admin));

@@ -6,6 +6,7 @@ use crate::control::state::{Mount, Node, Project, Service, State};
 use crate::wire::control::{MountState, WorkspaceMount};
 use serde::Serialize;
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
 
 /// A difference between the wish and what serves now (spec: control 10.3).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -74,6 +75,24 @@ impl Workspace {
             degraded: count(MountState::Degraded),
             missing: count(MountState::Missing),
         }
+    }
+
+    /// A number that says what is mounted where and how it stands, whatever the order.
+    pub fn digest(&self) -> u64 {
+        let one = |m: &WorkspaceMount| {
+            let mut h = std::hash::DefaultHasher::new();
+            (&m.mount_path, &m.node_id, &m.export_name, m.state).hash(&mut h);
+            h.finish()
+        };
+        self.selected.iter().map(one).fold(0, u64::wrapping_add)
+    }
+
+    /// Leaves out what opens the nodes.
+    pub fn without_secrets(mut self) -> Workspace {
+        for mount in self.desired.iter_mut().chain(&mut self.selected) {
+            mount.fs_auth_token = None;
+        }
+        self
     }
 
     /// What needs something done.
@@ -235,6 +254,7 @@ mod tests {
             name: format!("n{number}"),
             fs_url: format!("ws://127.0.0.1:{number}/v2/fs"),
             secret: "secret-x".into(),
+            former: None,
             lease_token: "lease-x".into(),
             platform: Platform::default(),
             labels: Default::default(),

@@ -542,7 +542,10 @@ fn debug_subscribe_has_another_spelling_and_its_events_are_numbered() {
     let invite = admin.control("node_invite_create", json!({}));
     admin.control("node_join", json!({"invite_token": invite["invite_token"], "fs_url": ""}));
     let mut watcher = gateway.admin();
-    let ask = |kind: &str, id: &str| json!({"channel": "control", "type": kind, "id": id});
+    let ask = |kind: &str, id: &str| {
+        json!({"channel": "control", "type": kind, "id": id,
+            "payload": {"categories": ["control.workspace_topology"]}})
+    };
     let reply = watcher.ask(ask("debug.subscribe", "s"));
     assert_eq!((&reply["id"], &reply["payload"]), (&json!("s"), &json!({"enabled": true})));
     assert_eq!(reply["type"], "control.debug_subscribe");

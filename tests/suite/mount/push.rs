@@ -74,7 +74,8 @@ fn subscribers_are_told_of_projects_that_they_may_see() {
         admin.control("project_up", json!({"name": name, "vision": "v", "agent_id": agent}));
     }
     let mut watcher = gateway.admin();
-    let reply = watcher.control_reply("debug_subscribe", json!({}));
+    let categories = json!({"categories": ["control.workspace_topology"]});
+    let reply = watcher.control_reply("debug_subscribe", categories.clone());
     assert_eq!(reply["payload"], json!({"enabled": true}));
     // The acknowledgement that old clients wait for.
     let ack = watcher.pushed();
@@ -85,7 +86,7 @@ fn subscribers_are_told_of_projects_that_they_may_see() {
     let gated = user.control_reply("debug_subscribe", json!({}));
     assert_eq!(gated["error"]["code"], "project_context_required");
     user.control("session_attach", attach);
-    user.control("debug_subscribe", json!({}));
+    user.control("debug_subscribe", categories);
     assert_eq!(user.pushed()["payload"]["enabled"], true);
 
     let mut up = |project: &str, path: &str| {

@@ -1,0 +1,205 @@
+//! Delivering what nodes tell of their services (spec: control 8.6): to the connections that watch, and to
+//! the log. Each watcher stands somewhere in the events that the control plane remembers, and takes them
+//! from there as fast as it can: nothing is queued for it, and nobody waits for it.
+
+use crate::base::{Cancel, Code, Deadline, Result, ResultExt};
+use crate::control::Plane;
+use crate::control::events::{Events, Placed, Settings, Watch};
+use crate::net::{Conn, Message};
+use crate::store::Journal;
+use crate::store::journal::Tail;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+const LOG: &str = "node-service-events";
+/// Events taken at a time.
+const BATCH: usize = 64;
+/// Between two attempts at a connection that takes nothing.
+const RETRY_MS: u64 = 100;
+
+/// The connections that watch, and the log.
+pub struct Watches {
+    events: Arc<Events>,
+    log: Journal,
+    /// At most one for each connection.
+    watchers: Mutex<Vec<Watcher>>,
+    pub figures: Figures,
+}
+
+/// What is delivered, counted since the start (spec: control 11.2).
+#[derive(Debug, Default)]
+pub struct Figures {
+    pub subscribers: AtomicU64,
+    pub subscribers_peak: AtomicU64,
+    pub replay_requests: AtomicU64,
+    pub replay_sent: AtomicU64,
+    pub replay_bytes: AtomicU64,
+    pub fanout_events: AtomicU64,
+    /// Pushes to a watcher, and those that it took.
+    pub fanout_attempted: AtomicU64,
+    pub fanout_sent: AtomicU64,
+    /// Times that a watcher was too slow, and events were gone before it took them.
+    pub fanout_dropped: AtomicU64,
+}
+
+impl Figures {
+    fn count(&self, watchers: &[Watcher]) {
+        let now = watchers.len() as u64;
+        self.subscribers.store(now, Ordering::Relaxed);
+        self.subscribers_peak.fetch_max(now, Ordering::Relaxed);
+    }
+}
+
+struct Watcher {
+    conn: Conn,
+    watch: Watch,
+    /// Events were gone before it took them, and it was not told so.
+    missed: bool,
+}
+
+/// How far a watcher came.
+#[derive(PartialEq)]
+enum Progress {
+    Done,
+    /// It takes no more for now.
+    Full,
+    Gone,
+}
+
+impl Watches {
+    /// With the log in `dir`, whose end becomes the history.
+    pub fn open(dir: &Path, settings: Settings, plane: &Plane) -> Result<Watches> {
+        let log = Journal::open(dir, LOG, settings.rotation)?;
+        let tail = Tail::read(&dir.join(format!("{LOG}.ndjson")), Events::LOG_TAIL);
+        let tail = tail.unwrap_or_else(|e| {
+            crate::base::log::error("the history of services is not known", &e);
+            Tail::default()
+        });
+        let events = Arc::new(Events::load(settings, &tail, &plane.state()));
+        let heard = events.clone();
+        plane.listen(Arc::new(move |changes| heard.heard(changes)));
+        Ok(Watches { events, log, watchers: Mutex::default(), figures: Figures::default() })
+    }
+
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
+    fn watchers(&self) -> MutexGuard<'_, Vec<Watcher>> {
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what a watch begins with; the answer follows, then [`Watches::begin`].
+    pub fn replay(&self, conn: &Conn, frames: Vec<String>) {
+        let figures = &self.figures;
+        figures.replay_requests.fetch_add(1, Ordering::Relaxed);
+        for frame in frames {
+            figures.replay_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
+            if conn.send(Message::text(frame)).is_ok() {
+                figures.replay_sent.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Delivers to a connection from where its watch stands, and no longer from where an earlier one did.
+    pub fn begin(&self, conn: &Conn, watch: Watch) {
+        let mut watchers = self.watchers();
+        watchers.retain(|w| w.conn.id() != conn.id());
+        watchers.push(Watcher { conn: conn.clone(), watch, missed: false });
+        self.figures.count(&watchers);
+        drop(watchers);
+        // What came between the replay and now.
+        self.events.news().notify();
+    }
+
+    pub fn end(&self, conn: &Conn) {
+        let mut watchers = self.watchers();
+        watchers.retain(|w| w.conn.id() != conn.id());
+        self.figures.count(&watchers);
+    }
+
+    /// Starts the thread that delivers until `stop` is cancelled.
+    pub fn follow(self: &Arc<Watches>, plane: Arc<Plane>, stop: Cancel) -> Result<JoinHandle<()>> {
+        let this = self.clone();
+        let mut logged = this.events.end();
+        let run = move || {
+            loop {
+                let seen = this.events.news().seen();
+                this.write(&mut logged);
+                let until = match this.deliver(&plane) {
+                    true => Deadline::never(),
+                    false => Deadline::after_ms(RETRY_MS),
+                };
+                let next = this.events.news().wait(seen, until);
+                if next.block(Deadline::never(), &stop).is_err() {
+                    this.write(&mut logged);
+                    this.log.stop();
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new().name("node-events".into()).spawn(run).context("event thread")
+    }
+
+    fn write(&self, logged: &mut u64) {
+        loop {
+            let next = self.events.after(*logged, BATCH);
+            let Some(last) = next.events.last() else { return };
+            *logged = last.at;
+            self.figures.fanout_events.fetch_add(next.events.len() as u64, Ordering::Relaxed);
+            for Placed { event, .. } in next.events.iter().filter(|p| p.event.changed) {
+                self.log.append(&event.line());
+            }
+        }
+    }
+
+    /// True when everybody has everything.
+    fn deliver(&self, plane: &Plane) -> bool {
+        let state = plane.state();
+        let mut all_done = true;
+        let mut watchers = self.watchers();
+        watchers.retain_mut(|w| {
+            let progress = w.advance(&self.events, &self.figures, |w, p| w.sees(&state, &p.event));
+            all_done &= progress != Progress::Full;
+            progress != Progress::Gone
+        });
+        self.figures.count(&watchers);
+        all_done
+    }
+}
+
+impl Watcher {
+    fn advance(
+        &mut self,
+        events: &Events,
+        figures: &Figures,
+        sees: impl Fn(&crate::control::events::Watcher, &Placed) -> bool,
+    ) -> Progress {
+        loop {
+            let next = events.after(self.watch.at, BATCH);
+            if next.missed && !self.missed {
+                self.missed = true;
+                figures.fanout_dropped.fetch_add(1, Ordering::Relaxed);
+            }
+            if next.events.is_empty() {
+                return Progress::Done;
+            }
+            for placed in &next.events {
+                if sees(&self.watch.who, placed) {
+                    figures.fanout_attempted.fetch_add(1, Ordering::Relaxed);
+                    let frame = Message::text(placed.event.frame(self.missed));
+                    match self.conn.push(frame) {
+                        Ok(()) => {}
+                        Err(e) if e.code == Code::QueueSaturated => return Progress::Full,
+                        Err(_) => return Progress::Gone,
+                    }
+                    figures.fanout_sent.fetch_add(1, Ordering::Relaxed);
+                    self.missed = false;
+                }
+                self.watch.at = placed.at;
+            }
+        }
+    }
+}
