@@ -337,6 +337,7 @@ impl Events {
 }
 
 /// How a watch begins.
+#[derive(Debug)]
 pub struct Beginning {
     pub watch: Watch,
     /// Frames to be sent before the answer.

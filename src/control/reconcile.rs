@@ -31,7 +31,7 @@ pub struct Record {
     /// By number.
     pub projects: BTreeMap<u64, Arc<Known>>,
     /// By number.
-    pub nodes: BTreeMap<u64, Presence>,
+    pub nodes: Arc<BTreeMap<u64, Presence>>,
     /// When a node next changes without anybody's doing.
     pub turns_at_ms: Option<i64>,
     pub cycles_total: u64,
@@ -146,7 +146,7 @@ impl Record {
             all.filter(|k| nodes.get(k) != self.nodes.get(k)).copied().collect();
         let back = nodes.iter().filter(|(k, n)| n.is_back_after(self.nodes.get(k)));
         let back = back.map(|(k, _)| state.nodes[k].id()).collect();
-        self.nodes = nodes;
+        self.nodes = Arc::new(nodes);
         self.turns_at_ms = state.nodes.values().filter_map(|n| n.turns_at_ms(now_ms)).min();
 
         let before = self.projects.len();

@@ -74,6 +74,7 @@ pub const MAIN: &str = "main";
 /// Sessions that one connection may hold.
 pub const SESSIONS_MAX: usize = 64;
 
+#[derive(Debug)]
 pub struct Session {
     pub principal: Principal,
     pub door: Door,

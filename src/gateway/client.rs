@@ -190,16 +190,21 @@ impl Shared {
             watches.replay(conn, begun.replay);
             begun.watch
         });
+        let subscribes =
+            topics.filter(|_| answer.error.is_none() && envelope.name == "debug_subscribe");
+        if let Some(topics) = subscribes {
+            // What happens after the answer has come is told.
+            stream.subscribe(self, conn, topics, admin);
+        }
         let _ = conn.send(answer.frame);
-        match (&*envelope.name, topics, watch) {
-            ("debug_subscribe", Some(topics), _) if answer.error.is_none() => {
-                let request = envelope.id.as_deref().unwrap_or_default();
-                let _ = conn.push(debug::acknowledgement(request));
-                stream.subscribe(self, conn, topics, admin);
-            }
-            ("debug_unsubscribe", None, _) => stream.unsubscribe(conn),
-            ("node_service_watch", _, Some(watch)) => watches.begin(conn, watch),
-            ("node_service_unwatch", ..) if answer.error.is_none() => watches.end(conn),
+        if subscribes.is_some() {
+            let request = envelope.id.as_deref().unwrap_or_default();
+            let _ = conn.push(debug::acknowledgement(request));
+        }
+        match (&*envelope.name, watch) {
+            ("debug_unsubscribe", _) if answer.error.is_none() => stream.unsubscribe(conn),
+            ("node_service_watch", Some(watch)) => watches.begin(conn, watch),
+            ("node_service_unwatch", _) if answer.error.is_none() => watches.end(conn),
             _ => {}
         }
         for binding in new {

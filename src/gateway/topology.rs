@@ -13,8 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-/// Between two reports on reconciling, and two attempts to tell those who are slow.
-const SPACING_MS: u64 = 250;
+/// Between two reports on reconciling, which tell of every project.
+const REPORT_MS: u64 = 1_000;
+/// Between two attempts to tell those who are slow.
+const RETRY_MS: u64 = 250;
 const TOPOLOGY: &str = "workspace-topology";
 
 /// Starts the thread that looks for changes until `stop` is cancelled.
@@ -73,7 +75,7 @@ impl Follower {
             }
         }
         if self.stream.catch_up() {
-            until = until.min(Deadline::after_ms(SPACING_MS));
+            until = until.min(Deadline::after_ms(RETRY_MS));
         }
         self.shown = now;
         until
@@ -130,7 +132,7 @@ impl Follower {
     }
 
     fn report(&mut self, state: &State, cycles: u64) {
-        (self.reconciled, self.report_at) = (cycles, Deadline::after_ms(SPACING_MS));
+        (self.reconciled, self.report_at) = (cycles, Deadline::after_ms(REPORT_MS));
         let all: Vec<_> = state.projects.values().collect();
         let of = |projects: &[&Arc<Project>]| {
             self.plane.reconciled(|record| record.shown(projects)).finish()
@@ -157,7 +159,7 @@ const AVAILABILITY_CHANGED: &str = "availability_changed";
 struct Picture {
     projects: BTreeMap<u64, Arc<Known>>,
     /// By number.
-    nodes: BTreeMap<u64, Presence>,
+    nodes: Arc<BTreeMap<u64, Presence>>,
     cycles: u64,
     /// When the next node changes without anybody's doing.
     turns_at_ms: Option<i64>,
@@ -216,8 +218,10 @@ impl Picture {
             sum.degraded += one.degraded;
             sum.missing += one.missing;
             standing.digest = standing.digest.wrapping_add(known.digest);
-            let nodes = known.project.mounts.iter();
-            mounted.extend(nodes.filter_map(|m| id_number(&m.node_id, "node-")));
+            if !all_nodes {
+                let nodes = known.project.mounts.iter();
+                mounted.extend(nodes.filter_map(|m| id_number(&m.node_id, "node-")));
+            }
         }
         let nodes = self.nodes.iter().filter(|(n, _)| all_nodes || mounted.contains(n));
         for (_, presence) in nodes {

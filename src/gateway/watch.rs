@@ -4,7 +4,8 @@
 
 use crate::base::{Cancel, Code, Deadline, Result, ResultExt};
 use crate::control::Plane;
-use crate::control::events::{Events, Placed, Settings, Watch};
+use crate::control::events::{self, Events, Placed, Settings, Watch};
+use crate::control::state::State;
 use crate::net::{Conn, Message};
 use crate::store::Journal;
 use crate::store::journal::Tail;
@@ -24,7 +25,7 @@ pub struct Watches {
     events: Arc<Events>,
     log: Journal,
     /// At most one for each connection.
-    watchers: Mutex<Vec<Watcher>>,
+    watchers: Mutex<Vec<Arc<Watcher>>>,
     pub figures: Figures,
 }
 
@@ -34,6 +35,8 @@ pub struct Figures {
     pub subscribers: AtomicU64,
     pub subscribers_peak: AtomicU64,
     pub replay_requests: AtomicU64,
+    /// Frames that a watch began with, and those that were taken.
+    pub replay_attempted: AtomicU64,
     pub replay_sent: AtomicU64,
     pub replay_bytes: AtomicU64,
     pub fanout_events: AtomicU64,
@@ -45,7 +48,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    fn count(&self, watchers: &[Watcher]) {
+    fn count(&self, watchers: &[Arc<Watcher>]) {
         let now = watchers.len() as u64;
         self.subscribers.store(now, Ordering::Relaxed);
         self.subscribers_peak.fetch_max(now, Ordering::Relaxed);
@@ -54,13 +57,19 @@ impl Figures {
 
 struct Watcher {
     conn: Conn,
-    watch: Watch,
+    who: events::Watcher,
+    /// Of the thread that delivers.
+    stands: Mutex<Stands>,
+}
+
+/// How far a watcher has come.
+struct Stands {
+    at: u64,
     /// Events were gone before it took them, and it was not told so.
     missed: bool,
 }
 
-/// How far a watcher came.
-#[derive(PartialEq)]
+/// What became of an attempt to deliver.
 enum Progress {
     Done,
     /// It takes no more for now.
@@ -87,7 +96,7 @@ impl Watches {
         &self.events
     }
 
-    fn watchers(&self) -> MutexGuard<'_, Vec<Watcher>> {
+    fn watchers(&self) -> MutexGuard<'_, Vec<Arc<Watcher>>> {
         self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -95,6 +104,7 @@ impl Watches {
     pub fn replay(&self, conn: &Conn, frames: Vec<String>) {
         let figures = &self.figures;
         figures.replay_requests.fetch_add(1, Ordering::Relaxed);
+        figures.replay_attempted.fetch_add(frames.len() as u64, Ordering::Relaxed);
         for frame in frames {
             figures.replay_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
             if conn.send(Message::text(frame)).is_ok() {
@@ -107,7 +117,9 @@ impl Watches {
     pub fn begin(&self, conn: &Conn, watch: Watch) {
         let mut watchers = self.watchers();
         watchers.retain(|w| w.conn.id() != conn.id());
-        watchers.push(Watcher { conn: conn.clone(), watch, missed: false });
+        let Watch { who, at } = watch;
+        let stands = Mutex::new(Stands { at, missed: false });
+        watchers.push(Arc::new(Watcher { conn: conn.clone(), who, stands }));
         self.figures.count(&watchers);
         drop(watchers);
         // What came between the replay and now.
@@ -128,7 +140,7 @@ impl Watches {
             loop {
                 let seen = this.events.news().seen();
                 this.write(&mut logged);
-                let until = match this.deliver(&plane) {
+                let until = match this.deliver(&plane.state()) {
                     true => Deadline::never(),
                     false => Deadline::after_ms(RETRY_MS),
                 };
@@ -156,49 +168,44 @@ impl Watches {
     }
 
     /// True when everybody has everything.
-    fn deliver(&self, plane: &Plane) -> bool {
-        let state = plane.state();
+    fn deliver(&self, state: &State) -> bool {
+        let watchers = self.watchers().clone();
         let mut all_done = true;
-        let mut watchers = self.watchers();
-        watchers.retain_mut(|w| {
-            let progress = w.advance(&self.events, &self.figures, |w, p| w.sees(&state, &p.event));
-            all_done &= progress != Progress::Full;
-            progress != Progress::Gone
-        });
-        self.figures.count(&watchers);
+        for watcher in watchers {
+            match watcher.advance(&self.events, &self.figures, state) {
+                Progress::Done => {}
+                Progress::Full => all_done = false,
+                Progress::Gone => self.end(&watcher.conn),
+            }
+        }
         all_done
     }
 }
 
 impl Watcher {
-    fn advance(
-        &mut self,
-        events: &Events,
-        figures: &Figures,
-        sees: impl Fn(&crate::control::events::Watcher, &Placed) -> bool,
-    ) -> Progress {
+    fn advance(&self, events: &Events, figures: &Figures, state: &State) -> Progress {
+        let mut stands = self.stands.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let next = events.after(self.watch.at, BATCH);
-            if next.missed && !self.missed {
-                self.missed = true;
+            let next = events.after(stands.at, BATCH);
+            if next.missed && !stands.missed {
+                stands.missed = true;
                 figures.fanout_dropped.fetch_add(1, Ordering::Relaxed);
             }
             if next.events.is_empty() {
                 return Progress::Done;
             }
-            for placed in &next.events {
-                if sees(&self.watch.who, placed) {
+            for Placed { at, event } in next.events {
+                if self.who.sees(state, &event) {
                     figures.fanout_attempted.fetch_add(1, Ordering::Relaxed);
-                    let frame = Message::text(placed.event.frame(self.missed));
-                    match self.conn.push(frame) {
+                    match self.conn.push(Message::text(event.frame(stands.missed))) {
                         Ok(()) => {}
                         Err(e) if e.code == Code::QueueSaturated => return Progress::Full,
                         Err(_) => return Progress::Gone,
                     }
                     figures.fanout_sent.fetch_add(1, Ordering::Relaxed);
-                    self.missed = false;
+                    stands.missed = false;
                 }
-                self.watch.at = placed.at;
+                stands.at = at;
             }
         }
     }

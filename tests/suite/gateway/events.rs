@@ -94,6 +94,38 @@ fn a_watcher_is_told_what_was_and_then_what_comes_without_a_gap() {
 }
 
 #[test]
+fn who_comes_and_goes_while_much_happens_misses_nothing_and_hears_nothing_twice() {
+    let gateway = Gateway::start();
+    let mut admin = gateway.admin();
+    let edge = node(&mut admin, "edge");
+    let publisher = std::thread::spawn(move || {
+        for n in 1..=400 {
+            publish(&mut admin, &edge, &n.to_string());
+        }
+    });
+    let mut last = 0;
+    for visit in 1.. {
+        let mut client = gateway.admin();
+        let ask = json!({"after_seq": last, "replay_limit": visit % 3});
+        let ack = client.control("node_service_watch", ask);
+        assert_eq!(ack["resync"], false);
+        let replayed = ack["replayed"].as_u64().unwrap();
+        for _ in 0..replayed.max(7).min(400 - last) {
+            let event = client.pushed();
+            assert_eq!(
+                (version(&event), &event["seq"]),
+                (&*(last + 1).to_string(), &json!(last + 1))
+            );
+            last += 1;
+        }
+        if last == 400 {
+            break;
+        }
+    }
+    publisher.join().unwrap();
+}
+
+#[test]
 fn history_and_numbers_outlive_a_gateway_that_is_killed() {
     let home = Scratch::new();
     let mut first = gateway(home.path(), &[]);

@@ -387,6 +387,38 @@ fn a_node_whose_secret_is_refused_asks_to_join_anew() {
 }
 
 #[test]
+fn a_node_takes_over_the_secret_that_it_is_given() {
+    let gateway = Gateway::start();
+    let dir = place();
+    let url = format!("ws://{}/", gateway.addr);
+    let args = [
+        "--control-url",
+        &url,
+        "--export",
+        "work=files",
+        "--state-file",
+        "state.json",
+        "--refresh-interval-ms",
+        "100",
+    ];
+    let invite = gateway.invite();
+    let _node = Node::start(&args, &[("SPIDERWEB_INVITE_TOKEN", &invite)], dir.path());
+    let id = node_id(dir.path());
+    let first = state(dir.path())["node_secret"].clone();
+    let rotated = gateway.admin().control("node_secret_rotate", json!({"node_id": id})).unwrap();
+    assert_ne!(rotated["node_secret"], first);
+    eventually("the new secret to be kept", || {
+        (state(dir.path())["node_secret"] == rotated["node_secret"]).then_some(())
+    });
+    // Once it was used, the one before is worth nothing.
+    let with_first = json!({"node_id": id, "node_secret": first});
+    eventually("the old secret to be refused", || {
+        gateway.admin().control("node_lease_refresh", with_first.clone()).err()
+    });
+    assert_eq!(node_id(dir.path()), id);
+}
+
+#[test]
 fn a_broken_state_file_is_left_alone() {
     let (gateway, dir) = (Gateway::start(), place());
     std::fs::write(dir.path().join("state.json"), "{\"node_id\":").unwrap();
