@@ -341,7 +341,42 @@ fn debug_events_tell_each_what_he_may_see() {
     logged(&gateway, edge["node_secret"].as_str().unwrap());
 }
 
-/// Everything of the test above is in the log, with nobody's secret.
+#[test]
+fn a_subscriber_that_does_not_read_misses_events_and_is_told_so() {
+    let gateway = Gateway::start();
+    let mut admin = gateway.admin();
+    node(&mut admin, "edge");
+    admin.control("project_up", json!({"name": "Demo", "vision": "v", "activate": false}));
+    let (mut slow, mut quick) = (gateway.admin(), gateway.admin());
+    slow.control("debug_subscribe", json!({}));
+    let topology = json!({"categories": ["control.workspace_topology"]});
+    quick.control("debug_subscribe", topology);
+    quick.pushed();
+    // With each change comes a long status.
+    for n in 0..100 {
+        let path = |m: usize| format!("/{n}-{m}/{}", "x".repeat(200));
+        let mount = |m| json!({"node_id": "node-1", "export_name": "work", "mount_path": path(m)});
+        let mounts: Vec<_> = (0..200).map(mount).collect();
+        let up = json!({"project_id": "proj-1", "activate": false, "desired_mounts": mounts});
+        admin.control("project_up", up);
+        assert_eq!(next(&mut quick, "control.workspace_topology")["reason"], "project_changed");
+    }
+    slow.pushed();
+    let mut last = 0;
+    loop {
+        let event = slow.pushed();
+        let seq = event["seq"].as_u64().unwrap();
+        if seq != last + 1 {
+            assert!(seq > last);
+            assert_eq!(event["payload"]["reason"], "resync", "the first after a gap");
+            break;
+        }
+        last = seq;
+    }
+    slow.control("ping", json!({}));
+}
+
+/// Every category is in the log, and nobody's secret.
 fn logged(gateway: &Gateway, secret: &str) {
     let path = gateway.home.join(".spiderweb-ltm/debug-stream.ndjson");
     let mut text = String::new();
