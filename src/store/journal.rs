@@ -422,6 +422,52 @@ mod tests {
         assert_eq!(std::fs::read_to_string(dir.path("log.ndjson")).unwrap(), "three\nfour\n");
     }
 
+    /// A small disk, until it is dropped.
+    struct Disk(PathBuf);
+
+    impl Disk {
+        fn mount(at: PathBuf) -> Option<Disk> {
+            use nix::mount::{MsFlags, mount};
+            std::fs::create_dir(&at).unwrap();
+            let (source, flags, size) = (Some("tmpfs"), MsFlags::empty(), Some("size=64k"));
+            let mounted = mount(source, &at, Some("tmpfs"), flags, size);
+            mounted.is_ok().then_some(Disk(at))
+        }
+    }
+
+    impl Drop for Disk {
+        fn drop(&mut self) {
+            let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+
+    #[test]
+    fn a_full_disk_costs_lines_and_the_others_stay_whole() {
+        let dir = TempDir::new();
+        let Some(disk) = Disk::mount(dir.path("disk")) else {
+            eprintln!("skipped: only root may mount a small disk");
+            return;
+        };
+        let other = disk.0.join("other");
+        std::fs::write(&other, vec![0; 40 << 10]).unwrap();
+        let journal = Journal::open(&disk.0, "log", NEVER).unwrap();
+        let line = "x".repeat(999);
+        (0..60).for_each(|_| journal.append(&line));
+        let patience = crate::base::Deadline::after_ms(10_000);
+        while journal.lost() == 0 {
+            assert!(!patience.passed(), "nothing is lost");
+            std::thread::yield_now();
+        }
+        std::fs::remove_file(&other).unwrap();
+        journal.append("last");
+        journal.stop();
+        let log = Tail::read(&disk.0.join("log.ndjson"), 1 << 20).unwrap();
+        let lines: Vec<_> = log.lines().collect();
+        let (last, rest) = lines.split_last().unwrap();
+        assert_eq!(*last, "last");
+        assert!(rest.contains(&&*line) && rest.iter().all(|l| line.starts_with(*l)));
+    }
+
     #[test]
     fn only_names_that_archives_are_given_are_archives() {
         for (name, age) in [
