@@ -209,8 +209,8 @@ impl Ring {
 /// What comes after a place.
 pub struct Next {
     pub events: Vec<Placed>,
-    /// Some that came after that place are no longer there.
-    pub missed: bool,
+    /// How many that came after that place are no longer there.
+    pub missed: u64,
 }
 
 /// How full the history is, for those who measure.
@@ -275,7 +275,7 @@ impl Events {
         let mut events: Vec<_> = kept.chain(passing).cloned().collect();
         events.sort_by_key(|p| p.at);
         events.truncate(max);
-        Next { events, missed: ring.lost_at > at }
+        Next { events, missed: ring.lost_at.saturating_sub(at) }
     }
 
     pub fn retained(&self) -> Retained {

@@ -8,6 +8,7 @@ mod watch;
 
 pub use door::{figures, health, listen, port};
 
+use super::watch::Watches;
 use crate::base::{Errors, Pool, Requests, now_ms};
 use crate::control::Plane;
 use crate::net::{CONNECTIONS_MAX, Net};
@@ -17,6 +18,7 @@ use crate::store::Db;
 use crate::wire::Object;
 use exposition::{Family, counter, each, gauge, json};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Where the figures are.
 pub struct Metrics {
@@ -26,6 +28,7 @@ pub struct Metrics {
     pub control_pool: Arc<Pool>,
     pub files: Arc<Server>,
     pub runtime: Arc<Runtime>,
+    pub watches: Arc<Watches>,
     /// Operations of the control channel.
     pub control: Requests,
     /// Connections that were not let in.
@@ -60,9 +63,25 @@ impl Metrics {
         all
     }
 
-    /// What there is of `node_service_watch`: all zero, as nobody can watch yet.
     fn watching(&self) -> watch::Watching {
-        watch::Watching::default()
+        let (told, kept) = (&self.watches.figures, self.watches.events().retained());
+        let ms = |ms: Option<i64>| ms.and_then(|ms| u64::try_from(ms).ok());
+        watch::Watching {
+            subscribers: self.watches.count() as u64,
+            subscribers_peak: told.peak.load(Ordering::Relaxed),
+            replay_requests: told.replay_requests.get(),
+            replay_attempted: told.replay_attempted.get(),
+            replay_sent: told.replay_sent.get(),
+            replay_bytes: told.replay_bytes.get(),
+            fanout_events: told.fanout_events.get(),
+            fanout_attempted: told.fanout_attempted.get(),
+            fanout_sent: told.fanout_sent.get(),
+            fanout_dropped: told.fanout_dropped.get(),
+            retained_events: kept.events as u64,
+            retained_capacity: kept.capacity as u64,
+            oldest_ms: ms(kept.oldest_ms),
+            newest_ms: ms(kept.newest_ms),
+        }
     }
 
     fn nodes(&self) -> Vec<Family> {

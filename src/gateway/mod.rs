@@ -111,24 +111,14 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     raise_open_files()?;
     let events = events::Settings::from_env(&env)?;
     let (tokens, new_tokens) = Tokens::load_or_create(&config.tokens()?)?;
-    let schemas: Vec<_> = std::iter::once(SqliteKv::SCHEMA).chain(Runtime::SCHEMAS).collect();
-    let db = Db::open(&config.database()?, &schemas)?;
-    let plane = Plane::open(Arc::new(SqliteKv::new(db.clone())))?;
-    plane.ensure_system()?;
+    let (db, plane) = open_state(&config)?;
     let dir = config.ltm_directory()?;
     let stream = Arc::new(debug::Stream::open(&dir)?);
     let watches = Arc::new(watch::Watches::open(&dir, events, &plane)?);
 
     let timer = Timer::start()?;
     let net = Net::start(config.server.io_threads, timer.clone())?;
-    let options = Options {
-        provider: config.provider.clone(),
-        runtime: config.runtime.clone(),
-        credentials: Arc::new(Credentials::from_env(env.clone())),
-        env,
-    };
-    let registry = Registry::new(&config.runtime);
-    let runtime = Runtime::start(options, db.clone(), timer.clone(), registry)?;
+    let runtime = start_runtime(&config, env, &db, &timer)?;
     let world = World { plane: plane.clone(), runtime: runtime.clone() }.tree()?;
     let pool = Pool::start("files", FILE_THREADS, QUEUE_MAX)?;
     let tunnels = Arc::new(tunnel::Tunnels::default());
@@ -148,13 +138,14 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
         control_pool: control_pool.clone(),
         files: Arc::new(Server::new(pool, timer.clone())),
         runtime: runtime.clone(),
+        watches: watches.clone(),
         control: Requests::default(),
         refused: Errors::default(),
     });
     let gathered = metrics.clone();
     let gateway = Arc::new(Gateway {
         control: Context {
-            plane: plane.clone(),
+            plane,
             agents: runtime.clone(),
             scopes: Scopes::from_env(),
             figures: Arc::new(move || gathered.object()),
@@ -172,21 +163,47 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
         nodes,
         tunnels,
         trees,
-        stream: stream.clone(),
-        watches: watches.clone(),
+        stream,
+        watches,
     });
     let stop = Cancel::new();
-    let workspaces = topology::follow(stream, plane.clone(), stop.clone())?;
-    let services = watches.follow(plane, stop.clone())?;
-    let nodes = gateway.nodes.clone();
-    let on_return = Arc::new(move |node_id: &str| nodes.reachable(node_id));
-    let reconcile = gateway.control.plane.follow_nodes(on_return, stop.clone())?;
-    let following = [gateway.trees.follow(stop.clone())?, workspaces, services, reconcile];
+    let following = follow(&gateway, &stop)?;
     let watched = metrics_port.map(|port| metrics::listen(&gateway, &net, port)).transpose()?;
     let listener = listen(&gateway, &net)?;
     gateway.ready.store(true, Ordering::Release);
     let _metrics = watched;
     Ok(Running { gateway, net, db, listener, _metrics, following, logging, stop, new_tokens })
+}
+
+fn open_state(config: &Config) -> Result<(Arc<Db>, Arc<Plane>)> {
+    let schemas: Vec<_> = std::iter::once(SqliteKv::SCHEMA).chain(Runtime::SCHEMAS).collect();
+    let db = Db::open(&config.database()?, &schemas)?;
+    let plane = Plane::open(Arc::new(SqliteKv::new(db.clone())))?;
+    plane.ensure_system()?;
+    Ok((db, plane))
+}
+
+fn start_runtime(config: &Config, env: Env, db: &Arc<Db>, timer: &Timer) -> Result<Arc<Runtime>> {
+    let options = Options {
+        provider: config.provider.clone(),
+        runtime: config.runtime.clone(),
+        credentials: Arc::new(Credentials::from_env(env.clone())),
+        env,
+    };
+    Runtime::start(options, db.clone(), timer.clone(), Registry::new(&config.runtime))
+}
+
+/// Starts the threads that act on changes of the control plane, until `stop` is cancelled.
+fn follow(gateway: &Gateway, stop: &Cancel) -> Result<[JoinHandle<()>; 4]> {
+    let plane = &gateway.control.plane;
+    let nodes = gateway.nodes.clone();
+    let on_return = Arc::new(move |node_id: &str| nodes.reachable(node_id));
+    Ok([
+        gateway.trees.follow(stop.clone())?,
+        topology::follow(gateway.stream.clone(), plane.clone(), stop.clone())?,
+        gateway.watches.follow(plane.clone(), stop.clone())?,
+        plane.follow_nodes(on_return, stop.clone())?,
+    ])
 }
 
 fn listen(gateway: &Arc<Gateway>, net: &Net) -> Result<Listener> {

@@ -2,7 +2,7 @@
 //! the log. Each watcher stands somewhere in the events that the control plane remembers, and takes them
 //! from there as fast as it can: nothing is queued for it, and nobody waits for it.
 
-use crate::base::{Cancel, Code, Deadline, Result, ResultExt};
+use crate::base::{Cancel, Code, Deadline, Result, ResultExt, Total};
 use crate::control::Plane;
 use crate::control::events::{self, Events, Placed, Settings, Watch};
 use crate::control::state::State;
@@ -32,27 +32,19 @@ pub struct Watches {
 /// What is delivered, counted since the start (spec: control 11.2).
 #[derive(Debug, Default)]
 pub struct Figures {
-    pub subscribers: AtomicU64,
-    pub subscribers_peak: AtomicU64,
-    pub replay_requests: AtomicU64,
+    /// Most watchers at a time.
+    pub peak: AtomicU64,
+    pub replay_requests: Total,
     /// Frames that a watch began with, and those that were taken.
-    pub replay_attempted: AtomicU64,
-    pub replay_sent: AtomicU64,
-    pub replay_bytes: AtomicU64,
-    pub fanout_events: AtomicU64,
+    pub replay_attempted: Total,
+    pub replay_sent: Total,
+    pub replay_bytes: Total,
+    pub fanout_events: Total,
     /// Pushes to a watcher, and those that it took.
-    pub fanout_attempted: AtomicU64,
-    pub fanout_sent: AtomicU64,
-    /// Times that a watcher was too slow, and events were gone before it took them.
-    pub fanout_dropped: AtomicU64,
-}
-
-impl Figures {
-    fn count(&self, watchers: &[Arc<Watcher>]) {
-        let now = watchers.len() as u64;
-        self.subscribers.store(now, Ordering::Relaxed);
-        self.subscribers_peak.fetch_max(now, Ordering::Relaxed);
-    }
+    pub fanout_attempted: Total,
+    pub fanout_sent: Total,
+    /// Events that were gone before a watcher took them.
+    pub fanout_dropped: Total,
 }
 
 struct Watcher {
@@ -96,6 +88,11 @@ impl Watches {
         &self.events
     }
 
+    /// Connections that watch now.
+    pub fn count(&self) -> usize {
+        self.watchers().len()
+    }
+
     fn watchers(&self) -> MutexGuard<'_, Vec<Arc<Watcher>>> {
         self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -103,12 +100,12 @@ impl Watches {
     /// Sends what a watch begins with; the answer follows, then [`Watches::begin`].
     pub fn replay(&self, conn: &Conn, frames: Vec<String>) {
         let figures = &self.figures;
-        figures.replay_requests.fetch_add(1, Ordering::Relaxed);
-        figures.replay_attempted.fetch_add(frames.len() as u64, Ordering::Relaxed);
+        figures.replay_requests.add(1);
+        figures.replay_attempted.add(frames.len() as u64);
         for frame in frames {
-            figures.replay_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
+            figures.replay_bytes.add(frame.len() as u64);
             if conn.send(Message::text(frame)).is_ok() {
-                figures.replay_sent.fetch_add(1, Ordering::Relaxed);
+                figures.replay_sent.add(1);
             }
         }
     }
@@ -120,16 +117,14 @@ impl Watches {
         let Watch { who, at } = watch;
         let stands = Mutex::new(Stands { at, missed: false });
         watchers.push(Arc::new(Watcher { conn: conn.clone(), who, stands }));
-        self.figures.count(&watchers);
+        self.figures.peak.fetch_max(watchers.len() as u64, Ordering::Relaxed);
         drop(watchers);
         // What came between the replay and now.
         self.events.news().notify();
     }
 
     pub fn end(&self, conn: &Conn) {
-        let mut watchers = self.watchers();
-        watchers.retain(|w| w.conn.id() != conn.id());
-        self.figures.count(&watchers);
+        self.watchers().retain(|w| w.conn.id() != conn.id());
     }
 
     /// Starts the thread that delivers until `stop` is cancelled.
@@ -160,7 +155,7 @@ impl Watches {
             let next = self.events.after(*logged, BATCH);
             let Some(last) = next.events.last() else { return };
             *logged = last.at;
-            self.figures.fanout_events.fetch_add(next.events.len() as u64, Ordering::Relaxed);
+            self.figures.fanout_events.add(next.events.len() as u64);
             for Placed { event, .. } in next.events.iter().filter(|p| p.event.changed) {
                 self.log.append(&event.line());
             }
@@ -187,22 +182,23 @@ impl Watcher {
         let mut stands = self.stands.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let next = events.after(stands.at, BATCH);
-            if next.missed && !stands.missed {
+            if next.missed > 0 {
+                figures.fanout_dropped.add(next.missed);
+                stands.at += next.missed;
                 stands.missed = true;
-                figures.fanout_dropped.fetch_add(1, Ordering::Relaxed);
             }
             if next.events.is_empty() {
                 return Progress::Done;
             }
             for Placed { at, event } in next.events {
                 if self.who.sees(state, &event) {
-                    figures.fanout_attempted.fetch_add(1, Ordering::Relaxed);
+                    figures.fanout_attempted.add(1);
                     match self.conn.push(Message::text(event.frame(stands.missed))) {
                         Ok(()) => {}
                         Err(e) if e.code == Code::QueueSaturated => return Progress::Full,
                         Err(_) => return Progress::Gone,
                     }
-                    figures.fanout_sent.fetch_add(1, Ordering::Relaxed);
+                    figures.fanout_sent.add(1);
                     stands.missed = false;
                 }
                 stands.at = at;

@@ -24,7 +24,7 @@ fn hear(events: &Events, event: ServiceEvent) {
 /// Everything that somebody who stands at a place is given, and whether something is missing.
 fn after(events: &Events, at: u64) -> (Vec<(u64, bool)>, bool) {
     let next = events.after(at, 100);
-    (next.events.iter().map(|p| (p.event.seq, p.event.changed)).collect(), next.missed)
+    (next.events.iter().map(|p| (p.event.seq, p.event.changed)).collect(), next.missed > 0)
 }
 
 fn watcher(node_id: Option<&str>) -> Watcher {

@@ -3,7 +3,7 @@
 use super::exposition::{Family, counter, gauge};
 
 /// What happened to those who watch, and to the events that are kept for them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Watching {
     pub subscribers: u64,
     pub subscribers_peak: u64,
@@ -82,7 +82,7 @@ pub fn families(w: &Watching) -> Vec<Family> {
             "spiderweb_node_service_watch_fanout_dropped_total",
             "node_service_watch.fanout.dropped_total",
             w.fanout_dropped,
-            "Copies of events that a reader was too slow for.",
+            "Events that were gone before a slow reader took them.",
         ),
         gauge(
             "spiderweb_node_service_watch_retained_events",

@@ -238,6 +238,13 @@ fn a_watcher_that_does_not_read_holds_up_nobody_and_learns_what_it_missed() {
         admin.control("node_service_upsert", payload);
         assert_eq!(version(&quick.pushed()), n.to_string());
     }
+    let figures = admin.control("metrics", json!({}))["node_service_watch"].clone();
+    assert_eq!(figures["subscribers"], json!({"current": 2, "peak": 2}));
+    assert_eq!(figures["fanout"]["events_total"], events);
+    assert_eq!(
+        (&figures["retained"]["events"], &figures["retained"]["capacity"]),
+        (&json!(64), &json!(64))
+    );
     let mut resyncs = 0;
     let mut last = 0;
     while last < events {
