@@ -207,12 +207,20 @@ fn membership(args: &Args, env: &Env) -> Result<impl FnOnce(WsUrl) -> Membership
              approve nodes can approve this one",
         ));
     }
+    let state_file: PathBuf =
+        args.os("--state-file").unwrap_or(".spiderweb-fs-node-state.json".as_ref()).into();
     let invite = given("--invite-token", "SPIDERWEB_INVITE_TOKEN")?;
     let pairing = match (args.string("--pair-mode")?.as_deref(), invite) {
         (Some("invite") | None, Some(token)) => Pairing::Invite(token),
         (Some("request"), _) | (None, None) => Pairing::Request,
+        // Who has joined needs no invite, and asks once the gateway has forgotten him, as with one that is
+        // used up.
+        (Some("invite"), None) if state_file.exists() => Pairing::Request,
         (Some("invite"), None) => {
-            return Err(usage("--pair-mode invite needs --invite-token or SPIDERWEB_INVITE_TOKEN"));
+            return Err(usage(
+                "--pair-mode invite needs --invite-token or SPIDERWEB_INVITE_TOKEN until the node \
+                 has joined",
+            ));
         }
         (Some(mode), _) => {
             return Err(usage(format!("--pair-mode: {mode:?} is neither invite nor request")));
@@ -234,8 +242,6 @@ fn membership(args: &Args, env: &Env) -> Result<impl FnOnce(WsUrl) -> Membership
         return Err(usage("--reconnect-backoff-max-ms is less than --reconnect-backoff-ms"));
     }
     let (fs_url, labels) = (fs_url(args)?, labels(args)?);
-    let state_file =
-        args.os("--state-file").unwrap_or(".spiderweb-fs-node-state.json".as_ref()).into();
     let fs_service = !args.has("--no-fs-service");
     Ok(move |url| Membership {
         way: Way { url, token },

@@ -96,7 +96,7 @@ fn endpoint(idx: usize, a: &Attached) -> Object {
         peer.connected.then(|| a.remote.described(&Cx::internal(Deadline::after_ms(1000))));
     let missing = described.as_ref().and_then(|d| d.as_ref().err()).map(ToString::to_string);
     let d = described.as_ref().and_then(|d| d.as_ref().ok());
-    let healthy = d.is_some();
+    let healthy = d.is_some() && peer.healthy;
     let caps = Object::new()
         .put("native_watch", d.map(|d| d.caps.native_watch))
         .put("case_sensitive", d.map(|d| d.caps.case_sensitive));

@@ -7,7 +7,7 @@ use crate::wire::Envelope;
 use crate::wire::fs::{
     Call, Event, Ext, Hello, HelloReply, Op, Reply, Request, decode_reply, frame_tag, text_tag,
 };
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 /// The usual silence after which a node is taken for lost.
@@ -75,7 +75,8 @@ pub fn say_hello(mux: Mux, hello: Hello, deadline: Deadline) -> Result<Link> {
     // The epoch is the peer's to give.
     let ext = ext.unwrap_or_default();
     let exports = Told { list: exports.into(), news: 0 }.into();
-    Ok(Link { mux, ext, caps, name, exports, epoch: 0, answered_ms: 0.into() })
+    let (answered_ms, behind) = (0.into(), Mutex::default());
+    Ok(Link { mux, ext, caps, name, exports, epoch: 0, answered_ms, behind })
 }
 
 /// What comes in on a connection to a node.

@@ -59,6 +59,8 @@ pub struct Link {
     pub epoch: u64,
     /// When the node last answered, in Unix milliseconds.
     pub answered_ms: AtomicI64,
+    /// What the other end said last, where that is that the node behind it is lost.
+    pub behind: Mutex<Option<Error>>,
 }
 
 /// What a node exports, as it said last.
@@ -121,6 +123,8 @@ impl State {
 pub struct PeerStatus {
     pub target: String,
     pub connected: bool,
+    /// Connected, and the node behind a gateway is not known to be lost.
+    pub healthy: bool,
     pub consecutive_failures: u32,
     pub last_error: Option<String>,
     /// Unix times in milliseconds; 0 for what has not happened. A success is any answer, a failure the
@@ -231,11 +235,13 @@ impl Peer {
 
     pub fn status(&self) -> PeerStatus {
         let s = self.lock();
+        let behind = s.link.as_ref().and_then(|link| link.behind().clone());
         PeerStatus {
             target: self.connector.target(),
             connected: s.link.is_some(),
+            healthy: s.link.is_some() && behind.is_none(),
             consecutive_failures: s.failures,
-            last_error: s.last_error.as_ref().map(ToString::to_string),
+            last_error: behind.as_ref().or(s.last_error.as_ref()).map(ToString::to_string),
             last_success_ms: s
                 .link
                 .as_ref()
@@ -476,7 +482,13 @@ impl Link {
         let build = |tag| Request { tag: Some(tag), call, slot }.encode(bin);
         let message = self.mux.call(build, deadline, cancel)?;
         self.answered_ms.store(now_ms(), Ordering::Relaxed);
-        read(op, &message).map_err(|error| CallError { error, sent: true })
+        let reply = read(op, &message);
+        *self.behind() = reply.as_ref().err().filter(|e| e.is_peer_lost()).cloned();
+        reply.map_err(|error| CallError { error, sent: true })
+    }
+
+    fn behind(&self) -> MutexGuard<'_, Option<Error>> {
+        self.behind.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

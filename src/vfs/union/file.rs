@@ -69,9 +69,12 @@ impl Shared {
             let at = file.place();
             let error = match file.on(|tree, _, h| tree.read(cx, h, offset, len)) {
                 Err(e) if e.is_peer_lost() => e,
-                outcome => return outcome,
+                outcome => {
+                    self.served(&file.group, at.member);
+                    return outcome;
+                }
             };
-            self.fail_over(&file.group, at.member);
+            file.group.pass_over(at.member);
             if tried >= file.group.members.len() || !continues(&file.group, file.flags, file.kind) {
                 return Err(error);
             }

@@ -13,6 +13,8 @@ pub struct Group {
     pub members: Vec<Member>,
     /// Asked until it is lost; there is no way back while its successor lives.
     active: AtomicUsize,
+    /// Answered last.
+    serving: AtomicUsize,
     failovers: AtomicU64,
     /// Subscriptions to the members' events.
     pub watches: OnceLock<Vec<Watch>>,
@@ -26,6 +28,7 @@ impl Group {
             path,
             members,
             active: AtomicUsize::new(0),
+            serving: AtomicUsize::new(0),
             failovers: AtomicU64::new(0),
             watches: OnceLock::new(),
         }
@@ -47,19 +50,24 @@ impl Group {
         self.failovers.load(Ordering::Relaxed)
     }
 
-    /// A member was lost: the next one takes over, unless it has already. True if it does so now.
-    pub fn fail_over(&self, lost: usize) -> bool {
+    /// A member was lost: the next one is asked, unless it is already.
+    pub fn pass_over(&self, lost: usize) {
         let next = (lost + 1) % self.members.len();
-        let switched = next != lost
-            && self
-                .active
-                .compare_exchange(lost, next, Ordering::AcqRel, Ordering::Acquire)
-                .is_ok();
-        if switched {
-            self.failovers.fetch_add(1, Ordering::Relaxed);
-            let name = |n: usize| &self.members[n].name;
-            log::warn!("{}: {} is lost, {} takes over", self.path, name(lost), name(next));
+        let _ = self.active.compare_exchange(lost, next, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// A member has answered. True if it takes over from another with that.
+    pub fn served(&self, member: usize) -> bool {
+        if self.serving.load(Ordering::Acquire) == member || member != self.active() {
+            return false;
         }
-        switched
+        let before = self.serving.swap(member, Ordering::AcqRel);
+        if before == member {
+            return false;
+        }
+        self.failovers.fetch_add(1, Ordering::Relaxed);
+        let name = |n: usize| &self.members[n].name;
+        log::warn!("{}: {} is lost, {} takes over", self.path, name(before), name(member));
+        true
     }
 }

@@ -76,7 +76,10 @@ impl Shared {
                     let at = At { group: &group, member, tree: &*group.members[member].tree };
                     match f(&at, inner) {
                         Err(e) if e.is_peer_lost() => ((group, member), e, true),
-                        outcome => return outcome,
+                        outcome => {
+                            self.served(&group, member);
+                            return outcome;
+                        }
                     }
                 }
                 // Lost on the way there: the new member was asked for the path of a node.
@@ -88,7 +91,7 @@ impl Shared {
                 Err(e) => return Err(e),
             };
             let (group, lost) = at;
-            self.fail_over(&group, lost);
+            group.pass_over(lost);
             let unmade = call == Call::Repeatable || !sent || error.code == Code::Refused;
             if tried >= group.members.len() || !unmade {
                 return Err(error);
@@ -135,9 +138,9 @@ impl Shared {
         group.cloned().ok_or_else(ids::stale)
     }
 
-    /// Whoever remembers something, remembers it of the member that is lost.
-    pub fn fail_over(&self, group: &Group, lost: usize) {
-        if group.fail_over(lost) {
+    /// Where a member takes over, whoever remembers something remembers it of the one that is lost.
+    pub fn served(&self, group: &Group, member: usize) {
+        if group.served(member) {
             self.watchers.announce(&[Event::Resync]);
         }
     }

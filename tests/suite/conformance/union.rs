@@ -315,6 +315,27 @@ fn reads_go_on_at_the_next_member() {
 }
 
 #[test]
+fn who_does_not_answer_takes_nothing_over() {
+    let r = Replicas::new();
+    let f = of(&r.union);
+    let w = World::new(&f);
+    let at = |p: &str| walk::resolve(w.tree, &w.cx, &path(p));
+    let file = at("/data/sub/f").unwrap().id;
+    let (_watch, events) = record(w.tree);
+    r.far.iter().for_each(|far| far.set(REFUSES));
+    for _ in 0..3 {
+        assert!(at("/data/sub/f").unwrap_err().is_peer_lost());
+    }
+    r.far[0].set(UP);
+    assert_eq!(w.get(file), b"0123456789");
+    assert_eq!((r.failovers(), events.lock().unwrap().len()), (0, 0));
+    r.far[0].set(REFUSES);
+    r.far[1].set(UP);
+    assert_eq!(w.get(file), b"0123456789");
+    assert_eq!((r.failovers(), &**events.lock().unwrap()), (1, &[Event::Resync][..]));
+}
+
+#[test]
 fn another_file_is_not_read_on() {
     let r = Replicas::new();
     let f = of(&r.union);
@@ -340,8 +361,8 @@ fn changes_are_made_once() {
     fails(libc::EIO, w.tree.write(&w.cx, h, 0, Bytes::from_static(b"x")));
     fails(libc::EIO, w.tree.mkdir(&w.cx, data, name("maybe"), 0o755));
     assert!(!r.scratch.path().join("two/maybe").exists(), "it may have been made at the first");
-    assert_eq!(r.failovers(), 1);
     let made = w.mkdir(data, "sure");
+    assert_eq!(r.failovers(), 1);
     assert!(r.scratch.path().join("two/sure").exists());
     r.far[0].set(UP);
     r.far[1].set(REFUSES);
