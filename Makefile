@@ -15,7 +15,7 @@ driverdir   := $(DESTDIR)$(PREFIX)/libexec/spiderweb
 PROGRAMS    := spiderweb spiderweb-config spiderweb-control spiderweb-fs-node spiderweb-fs-mount
 
 .DEFAULT_GOAL := build
-.PHONY: build release check test bench demo install uninstall setup setup-check setup-demo clean help
+.PHONY: build release check test bench soak demo install uninstall setup setup-check setup-demo clean help
 
 build: ## Build all programs with debug assertions
 	$(CARGO) build --locked
@@ -46,6 +46,10 @@ test: setup ## Run all tests
 bench: setup ## Measure, beside the peers that are installed
 	$(CARGO) build --locked --release --bins --example bench --example echo
 	tests/bench/run
+
+soak: setup ## Test a mount at length, with pjdfstest and fsx (as root)
+	$(CARGO) build --locked --release
+	tests/soak/run
 
 demo: setup-demo ## Show an agent at work: gateway, two nodes, a mount, a failover
 	$(CARGO) build --locked --release

@@ -3,6 +3,7 @@
 
 use super::convert;
 use super::dirs::OpenDirs;
+use super::executing::Executing;
 use super::invalidate::Changes;
 use super::locks::Locks;
 use super::threads::Threads;
@@ -58,6 +59,7 @@ pub struct Adapter {
     pub changes: Changes,
     pub contents: Contents,
     pub locks: Arc<Locks>,
+    pub executing: Executing,
 }
 
 /// Which content of a file the kernel may hold in its page cache: the one it was opened with last.

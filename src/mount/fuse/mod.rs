@@ -9,6 +9,7 @@ mod adapter;
 mod content;
 mod convert;
 mod dirs;
+mod executing;
 mod invalidate;
 mod listing;
 mod locks;
@@ -19,6 +20,7 @@ mod waiting;
 use crate::base::{Cancel, Code, Deadline, Error, Notify, Result, ResultExt, Timer};
 use crate::mount::options::Options;
 use crate::vfs::{Caller, Tree, Watch, Who};
+use executing::Executing;
 use invalidate::Changes;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -104,6 +106,7 @@ pub fn mount(
         changes: changes.clone(),
         contents: adapter::Contents::default(),
         locks: Arc::default(),
+        executing: Executing::default(),
     };
     let threads = Arc::new(Threads::default());
     let front = adapter::Front { adapter: Arc::new(adapter), threads: threads.clone() };

@@ -208,9 +208,11 @@ impl Filesystem for Front {
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let call = move |a: &Adapter| {
-            let flags = crate::vfs::OpenFlags { exclusive: false, ..open_flags(flags.0) };
+            a.executing.check(node(ino), flags.0)?;
+            let wanted = crate::vfs::OpenFlags { exclusive: false, ..open_flags(flags.0) };
             let cx = a.cx();
-            let opened = a.tree.open(&cx, node(ino), flags)?;
+            let opened = a.tree.open(&cx, node(ino), wanted)?;
+            a.executing.opened(node(ino), opened.handle, flags.0);
             a.settle(&cx, node(ino), &opened);
             Ok((opened.handle, a.fopen(node(ino), &opened)))
         };
@@ -308,6 +310,7 @@ impl Filesystem for Front {
     ) {
         let call = move |a: &Adapter| {
             a.locks.released(node(ino), Handle(fh.0));
+            a.executing.released(Handle(fh.0));
             a.tree.release(&a.cx(), Handle(fh.0))
         };
         self.answer(reply, call, empty);

@@ -44,6 +44,24 @@ fn ordinary_tools_work_on_a_mount() {
 }
 
 #[test]
+fn a_program_that_runs_is_not_truncated() {
+    let scratch = Scratch::new();
+    let node = Node::start(scratch.path(), false);
+    let endpoint = format!("a={}@/", node.url());
+    let Some(mount) = Mount::start(&["--endpoint", &endpoint]) else { return };
+    // An open for writing the kernel refuses before it asks; one for reading that truncates it does not.
+    let truncate = "perl -MFcntl -e 'sysopen(F, \"program\", O_RDONLY|O_TRUNC) or die \"$!\\n\"'";
+    let script = format!(
+        "cp $(command -v sleep) program; size=$(stat -c %s program); ./program 60 & pid=$!
+        until [ \"$(readlink /proc/$pid/exe)\" = \"$PWD/program\" ]; do sleep 0.01; done
+        {truncate} 2> \"$DIR\"/err && exit 1; grep -q 'Text file busy' \"$DIR\"/err || exit 2
+        test $(stat -c %s \"$DIR\"/program) = $size || exit 3
+        kill $pid; wait $pid || :; {truncate}; test ! -s \"$DIR\"/program"
+    );
+    ok(mount.shell(&script, scratch.path()));
+}
+
+#[test]
 fn a_repository_is_cloned_and_changed_in_a_mount() {
     let scratch = Scratch::new();
     let source = Scratch::new();
