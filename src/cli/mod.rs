@@ -23,7 +23,7 @@ pub const PROGRAMS: &[&Program] = &[
 ];
 
 /// Longest token file.
-const TOKEN_FILE_MAX: usize = 64 * 1024;
+const TOKEN_FILE_MAX: usize = 1 << 20;
 
 /// The bearer token for the gateway: from the flag, the file of the flag, or the environment. A file
 /// may be `auth_tokens.json` itself; the admin's token is taken from it.

@@ -2,9 +2,11 @@
 //! mutations that are durable before they are answered. No sockets, and no trees: what a mutation means
 //! for them is told to listeners.
 
+mod authenticator;
 mod catalogue;
 mod counts;
 pub mod events;
+mod history;
 mod ops;
 mod plane;
 pub mod policy;
@@ -14,12 +16,14 @@ pub mod state;
 pub mod topics;
 pub mod workspace;
 
+pub use authenticator::{Authenticator, TokensListener};
 pub use counts::Counts;
+pub use history::{Entry, History, Target};
 pub use ops::{ALIASES, Access, Answer, Context, Figures, Op, Scope, Scopes, TABLE, find, handle};
 pub use plane::{Listener, Plane};
-pub use session::{Binding, Door, Gate, Principal, Role, Session};
+pub use session::{Actor, Attached, Binding, Door, Gate, Principal, Role, Session};
 
-use crate::base::{Result, now_ms};
+use crate::base::{Error, Result, now_ms};
 use serde::Serialize;
 use state::{Change, MOTHER, Project, SYSTEM};
 use std::sync::Arc;
@@ -36,14 +40,29 @@ pub struct AgentInfo {
     pub capabilities: Vec<String>,
 }
 
+/// The agents that there are.
+#[derive(Clone, Debug, Default)]
+pub struct AgentList {
+    /// Sorted by id.
+    pub agents: Vec<AgentInfo>,
+    /// Those whose files cannot be read, and why.
+    pub unreadable: Vec<(String, Error)>,
+}
+
 /// What the control plane asks of those who run the agents.
 pub trait Agents: Send + Sync {
-    /// All that exist, sorted by id.
-    fn list(&self) -> Result<Vec<AgentInfo>>;
+    /// All that exist; one that cannot be read hides no other.
+    fn list(&self) -> Result<AgentList>;
+
+    fn exists(&self, agent_id: &str) -> bool;
 
     /// Makes sure that an agent exists: an unknown one begins unhatched, or, where implicit agents are
     /// not allowed, answers `agent_not_found`.
     fn ensure(&self, agent_id: &str) -> Result<()>;
+
+    /// Makes an unhatched agent, durably, whatever is allowed to others; false where it exists. Errors:
+    /// `limit_exceeded`, `storage_error`.
+    fn create(&self, agent_id: &str) -> Result<bool>;
 
     /// True while a job of the agent is queued or running.
     fn busy(&self, agent_id: &str) -> bool;
@@ -81,13 +100,41 @@ pub(in crate::control) fn system_project(now_ms: i64) -> Project {
     }
 }
 
-/// Where a newcomer of a role begins (spec: control 4.1).
-fn initial_binding(role: Role) -> Option<Binding> {
-    (role == Role::Admin).then(|| Binding {
-        agent_id: MOTHER.into(),
-        project_id: Some(SYSTEM.into()),
-        project_token: None,
-    })
+/// Where somebody begins (spec: control 4.1): admins as mother, users where they were last, if they may
+/// still read that project, and else nowhere.
+fn initial_binding(cx: &Context, principal: &Principal) -> Option<Binding> {
+    match principal.role {
+        Role::Admin => Some(Binding {
+            agent_id: MOTHER.into(),
+            project_id: Some(SYSTEM.into()),
+            project_token: None,
+        }),
+        Role::User => {
+            let target = cx.history.target(&principal.name)?;
+            let found = remembered(cx, &target);
+            found.inspect_err(|_| cx.history.forget_target(&principal.name)).ok().flatten()
+        }
+        Role::Nobody => None,
+    }
+}
+
+/// Errors: the project is gone, or may not be read any more. `None` where no agent is left in it.
+fn remembered(cx: &Context, target: &Target) -> Result<Option<Binding>> {
+    let state = cx.plane.state();
+    let project = state.project(&target.project_id)?;
+    let exists = |id: &str| id != MOTHER && cx.agents.exists(id);
+    let works_here = || {
+        let here = state.active.iter().filter(|(_, number)| **number == project.number);
+        here.map(|(id, _)| id.clone()).find(|id| exists(id))
+    };
+    let own = Some(target.agent_id.clone()).filter(|id| exists(id));
+    let Some(agent_id) = own.or_else(works_here) else { return Ok(None) };
+    session::check_role(Role::User, &agent_id, &target.project_id)?;
+    let project_token = target.token(project);
+    let token = project_token.as_deref();
+    let asker = policy::Asker { admin: false, agent_id: Some(&agent_id), token };
+    policy::check(project, policy::Action::Read, asker)?;
+    Ok(Some(Binding { agent_id, project_id: Some(project.id()), project_token }))
 }
 
 #[cfg(test)]

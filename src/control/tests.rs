@@ -1,20 +1,23 @@
 //! The operations, driven as the gateway drives them: messages in, frames out, on a real store.
 
 use super::*;
-use crate::base::Code;
+use crate::base::{Code, Error, Pool, Timer};
 use crate::config::Env;
+use crate::config::tokens::Tokens;
 use crate::store::journal::Tail;
 use crate::store::testing::TempDir;
 use crate::store::{Db, Kv, KvDone, KvSink, KvWatch, SqliteKv, Txn, Versioned};
 use crate::wire::{Envelope, Frame, Object};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, Mutex};
 
+mod auth;
 mod mounts;
 mod nodes;
 mod projects;
+mod sessions;
 mod table;
 mod workspaces;
 
@@ -22,19 +25,32 @@ mod workspaces;
 struct FakeAgents {
     known: Mutex<BTreeSet<String>>,
     busy: Mutex<BTreeSet<String>>,
+    unreadable: Mutex<BTreeSet<String>>,
 }
 
 impl Agents for FakeAgents {
-    fn list(&self) -> Result<Vec<AgentInfo>> {
-        let known = self.known.lock().unwrap();
+    fn list(&self) -> Result<AgentList> {
+        let (known, unreadable) = (self.known.lock().unwrap(), self.unreadable.lock().unwrap());
         let info =
             |id: &String| AgentInfo { id: id.clone(), name: id.clone(), ..AgentInfo::default() };
-        Ok(known.iter().map(info).collect())
+        let problem = |id: &String| (id.clone(), Error::new(Code::Config, "expected `,`"));
+        Ok(AgentList {
+            agents: known.difference(&unreadable).map(info).collect(),
+            unreadable: unreadable.iter().map(problem).collect(),
+        })
+    }
+
+    fn exists(&self, agent_id: &str) -> bool {
+        self.known.lock().unwrap().contains(agent_id)
     }
 
     fn ensure(&self, agent_id: &str) -> Result<()> {
         self.known.lock().unwrap().insert(agent_id.to_owned());
         Ok(())
+    }
+
+    fn create(&self, agent_id: &str) -> Result<bool> {
+        Ok(self.known.lock().unwrap().insert(agent_id.to_owned()))
     }
 
     fn busy(&self, agent_id: &str) -> bool {
@@ -60,7 +76,7 @@ impl Kv for FailingKv {
     fn commit_then(&self, txn: Txn, done: KvDone) {
         if self.fails.load(Ordering::Relaxed) {
             // As a disk does, later and on another thread.
-            std::thread::spawn(|| done(Err(crate::base::Error::new(Code::Enospc, "disk full"))));
+            std::thread::spawn(|| done(Err(Error::new(Code::Enospc, "disk full"))));
         } else {
             self.kv.commit_then(txn, done);
         }
@@ -74,6 +90,10 @@ impl Kv for FailingKv {
         self.kv.watch(prefix, sink)
     }
 }
+
+/// What all of them do later.
+static LATER: LazyLock<(Timer, Arc<Pool>)> =
+    LazyLock::new(|| (Timer::start().unwrap(), Pool::start("later", 1, 1024).unwrap()));
 
 struct Gateway {
     cx: Context,
@@ -90,32 +110,55 @@ impl Gateway {
     fn open(dir: TempDir, scopes: Scopes) -> Gateway {
         let db = Db::open(&dir.path("state.db"), &[SqliteKv::SCHEMA]).unwrap();
         let fails = Arc::new(AtomicBool::new(false));
-        let kv = FailingKv { kv: SqliteKv::new(db), fails: fails.clone() };
-        let plane = Plane::open(Arc::new(kv)).unwrap();
+        let kv: Arc<dyn Kv> = Arc::new(FailingKv { kv: SqliteKv::new(db), fails: fails.clone() });
+        let plane = Plane::open(kv.clone()).unwrap();
         plane.ensure_system().unwrap();
         let agents = Arc::new(FakeAgents::default());
         agents.ensure("mother").unwrap();
-        let figures = Arc::new(Object::new);
+        let (timer, pool) = LATER.clone();
+        let path = dir.path("auth_tokens.json");
+        let (tokens, _) = Tokens::load_or_create(&path).unwrap();
+        let history = History::open(kv, timer, pool, &tokens).unwrap();
+        let auth = Arc::new(Authenticator::new(path, tokens));
+        let of_tokens = history.clone();
+        auth.listen(Arc::new(move |tokens| of_tokens.retain(tokens)));
         let settings = events::Settings::from_env(&Env::default()).unwrap();
         let settings = events::Settings { allow_user: true, ..settings };
         let log = Tail::read(&dir.path("none"), 0).unwrap();
         let events = Arc::new(events::Events::load(settings, &log, &plane.state()));
         let heard = events.clone();
         plane.listen(Arc::new(move |changes| heard.heard(changes)));
-        let on_security = Box::new(|_| ());
-        let cx = Context { plane, agents: agents.clone(), scopes, figures, events, on_security };
+        let cx = Context {
+            plane,
+            agents: agents.clone(),
+            auth,
+            history,
+            scopes,
+            figures: Arc::new(Object::new),
+            events,
+            on_security: Box::new(|_| ()),
+        };
         Gateway { cx, agents, fails, dir }
     }
 
     fn reopen(self) -> Gateway {
         let scopes = self.cx.scopes.clone();
+        self.cx.history.flush().unwrap();
         drop(self.cx);
         Gateway::open(self.dir, scopes)
     }
 
     fn connect(&self, role: Role) -> Client<'_> {
+        self.connect_as(role, role.name())
+    }
+
+    /// As the gateway lets somebody in.
+    fn connect_as(&self, role: Role, name: &str) -> Client<'_> {
         let door = if role == Role::Nobody { Door::Join } else { Door::Main };
-        let principal = Principal { role, name: role.name().into() };
+        if door == Door::Main {
+            self.cx.history.came(name);
+        }
+        let principal = Principal { role, name: name.into() };
         let mut client = Client { gateway: self, session: Session::new(principal, door), next: 0 };
         client.ok("version", json!({"protocol": "unified-v2"}));
         client

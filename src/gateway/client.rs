@@ -121,13 +121,13 @@ impl Shared {
     /// As whom a project's workspace may be seen here, if at all.
     pub fn seer(&self, state: &State, project: &Project) -> Option<Seer> {
         let control = self.control();
-        let bindings = control.attached().map(|(_, binding)| binding);
+        let bindings = control.bindings().map(|(_, binding)| binding);
         Seer::of(state, project, control.is_admin(), bindings)
     }
 
     /// Whether one of the sessions is of a project.
     pub fn works_in(&self, project_id: &str) -> bool {
-        self.control().attached().any(|(_, b)| b.project_id.as_deref() == Some(project_id))
+        self.control().bindings().any(|(_, b)| b.project_id.as_deref() == Some(project_id))
     }
 
     fn control(&self) -> MutexGuard<'_, control::Session> {
@@ -182,6 +182,9 @@ impl Shared {
         let (answer, new, topics, begun, admin) = {
             let mut control = self.control();
             let answer = control::handle(&self.gateway.control, &mut control, envelope);
+            if envelope.name == "session_close" {
+                self.close_unbound(&control);
+            }
             let new = self.pushes.follow(self, conn, control.attached());
             (answer, new, control.subscribed, control.begun.take(), control.is_admin())
         };
@@ -213,6 +216,18 @@ impl Shared {
         if answer.close {
             conn.close(None, "");
         }
+    }
+
+    /// What was open under a session key that is attached no more is closed.
+    fn close_unbound(&self, control: &control::Session) {
+        let bound = |key: &String| control.bindings().any(|(k, _)| k == key);
+        let mut gone = Vec::new();
+        self.acheron().retain(|key, b| {
+            let stays = bound(key);
+            gone.extend((!stays).then(|| b.session.clone()));
+            stays
+        });
+        gone.iter().for_each(acheron::Session::close);
     }
 
     /// The checks of spec: namespace 1.2, in their order, then the session.
@@ -256,7 +271,9 @@ impl Shared {
         if let Call::Version { msize, version } = &call {
             return self.version(conn, envelope.tag, *msize, version.as_deref());
         }
-        let session = self.session(envelope.session_key.as_deref()).map_err(|e| (e, false))?;
+        let is_message = matches!(call, Call::Write { .. });
+        let session =
+            self.session(envelope.session_key.as_deref(), is_message).map_err(|e| (e, false))?;
         let correlation_id = envelope.correlation_id.as_deref().or(envelope.id.as_deref());
         let correlation_id = correlation_id.map(Arc::from);
         session.take(acheron::Request::new(
@@ -290,7 +307,8 @@ impl Shared {
 
     /// What bars those who may not act (yet).
     fn pass_gate(&self) -> Result<()> {
-        let control = self.control();
+        let mut control = self.control();
+        control.settle(&self.gateway.control);
         if control.door == Door::Join {
             return Err(Error::new(Code::Forbidden, "the namespace is not for /v2/join"));
         }
@@ -303,13 +321,16 @@ impl Shared {
     }
 
     /// The acheron session of a session key, made anew when its binding has changed. Other keys keep
-    /// their fids.
-    fn session(&self, key: Option<&str>) -> Result<Arc<acheron::Session>> {
+    /// their fids. `is_message`: it is about to be sent one, which its principal's history counts.
+    fn session(&self, key: Option<&str>, is_message: bool) -> Result<Arc<acheron::Session>> {
         let (key, binding, principal) = {
             let control = self.control();
             let key = key.unwrap_or(control.active_key()).to_owned();
             (key.clone(), control.binding(Some(&key))?.clone(), control.principal.clone())
         };
+        if is_message {
+            self.gateway.control.history.used(&principal.name, &key, &binding, 1);
+        }
         let mut sessions = self.acheron();
         if let Some(bound) = sessions.get(&key)
             && bound.binding == binding

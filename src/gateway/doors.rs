@@ -2,25 +2,26 @@
 //! (spec: control 2).
 
 use super::Gateway;
+use super::attempts::Attempts;
 use super::client::Client;
+use super::guests::Pass;
 use super::local::LocalDoor;
 use super::metrics;
 use super::routed::RoutedDoor;
 use super::tunnel::TunnelHandler;
 use crate::base::{Code, id, now_ms};
+use crate::config::tokens::{self, Identity};
 use crate::control::{Door, Principal, Role};
 use crate::net::{Accept, Answer, Conn, Handler, Head, Limits, Message, Response, Service};
 use crate::node::{self, FsHandler};
 use crate::wire::control;
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 pub struct Doors {
     gateway: Arc<Gateway>,
-    failures: Attempts,
-    joins: Attempts,
+    failures: Arc<Attempts>,
+    joins: Arc<Attempts>,
 }
 
 impl Doors {
@@ -28,10 +29,9 @@ impl Doors {
         Doors { gateway, failures: Attempts::new(FAILURES_MAX), joins: Attempts::new(JOINS_MAX) }
     }
 
-    /// The role that a bearer token gives.
-    fn principal(&self, head: &Head) -> Option<Principal> {
-        let token = head.bearer()?;
-        self.gateway.principal(token)
+    /// Whose bearer token it is.
+    fn identity(&self, head: &Head) -> Option<Identity> {
+        self.gateway.identify(head.bearer()?)
     }
 
     fn upgrade(&self, head: &Head, peer: IpAddr) -> Answer {
@@ -39,10 +39,6 @@ impl Doors {
             return self.too_many("too many failed attempts from this address; wait a little");
         }
         let gateway = &self.gateway;
-        let files = |door: Arc<dyn node::Door>| {
-            let handler = FsHandler::new(gateway.files.clone(), door);
-            accept(handler, node::limits_before_hello())
-        };
         match &*head.path {
             "/" => self.client(head, peer, None),
             "/v2/join" => {
@@ -54,14 +50,24 @@ impl Doors {
                 accept(client, Limits { max_message: CATALOGUE_MAX, ..Limits::unauthenticated() })
             }
             "/v2/fs" => {
-                let principal = self.principal(head);
-                files(Arc::new(LocalDoor::new(gateway.clone(), principal)))
+                let pass = self.identity(head).map(|who| Pass::new(who.into())).unwrap_or_default();
+                let failed = self.failures.of(peer);
+                let door = LocalDoor::new(gateway.clone(), pass.clone(), failed);
+                let handler = FsHandler::new(gateway.files.clone(), Arc::new(door));
+                accept(gateway.guests.guard(handler, pass), node::limits_before_hello())
             }
             "/v2/node" | "/v2/node/" => {
                 accept(TunnelHandler::new(gateway.clone()), Limits::unauthenticated())
             }
             path => match (node_path(path), stream_path(path)) {
-                (Some(node_id), _) => files(Arc::new(RoutedDoor::new(gateway.clone(), node_id))),
+                (Some(node_id), _) => {
+                    let failed = self.failures.of(peer);
+                    let door = RoutedDoor::new(gateway.clone(), node_id, failed);
+                    accept(
+                        FsHandler::new(gateway.files.clone(), Arc::new(door)),
+                        node::limits_before_hello(),
+                    )
+                }
                 (None, Some(agent_id)) => self.client(head, peer, Some(agent_id)),
                 _ => self.refuse(Code::InvalidEnvelope, "invalid websocket path"),
             },
@@ -70,10 +76,12 @@ impl Doors {
 
     /// A connection of somebody with a token.
     fn client(&self, head: &Head, peer: IpAddr, agent_id: Option<String>) -> Answer {
-        match self.principal(head) {
-            Some(principal) => {
+        match self.identity(head) {
+            Some(identity) => {
+                let principal = Principal::from(&identity);
                 let client = Client::new(self.gateway.clone(), principal, Door::Main, agent_id);
-                accept(client, Limits::default())
+                let pass = Pass::new(identity.into());
+                accept(self.gateway.guests.guard(client, pass), Limits::default())
             }
             None => self.refused(peer),
         }
@@ -99,7 +107,7 @@ impl Doors {
         if self.failures.too_many(peer) {
             return self.too_many("too many failed attempts from this address; wait a little");
         }
-        if self.principal(head).is_some_and(|p| p.role == Role::Admin) {
+        if self.identity(head).is_some_and(|who| who.role == tokens::Role::Admin) {
             let found = metrics::figures(&self.gateway, &head.path);
             return Answer::Http(found.unwrap_or_else(|| Response::text(404, "not found")));
         }
@@ -173,58 +181,12 @@ fn refusal(code: Code, message: &'static str) -> Answer {
     accept(Refusal(code, message), Limits::unauthenticated())
 }
 
-/// Attempts by address, so that tokens cannot be guessed, nor the plane filled, at speed.
-struct Attempts {
-    max: u32,
-    seen: Mutex<HashMap<IpAddr, (u32, Instant)>>,
-}
-
 /// Attempts that an address may fail within a window.
 const FAILURES_MAX: u32 = 60;
 /// Connections to `/v2/join` from one address within a window; many nodes may stand behind one.
 const JOINS_MAX: u32 = 600;
-const WINDOW: Duration = Duration::from_secs(10);
-/// Addresses remembered.
-const ADDRESSES_MAX: usize = 4096;
 /// Largest message through `/v2/join`: a catalogue of services.
 const CATALOGUE_MAX: usize = 512 * 1024;
-
-/// What a count came to.
-#[must_use]
-struct Counted(bool);
-
-impl Counted {
-    fn too_many(self) -> bool {
-        self.0
-    }
-}
-
-impl Attempts {
-    fn new(max: u32) -> Attempts {
-        Attempts { max, seen: Mutex::default() }
-    }
-
-    fn count(&self, peer: IpAddr) -> Counted {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() >= ADDRESSES_MAX {
-            seen.retain(|_, (_, since)| since.elapsed() < WINDOW);
-        }
-        if seen.len() >= ADDRESSES_MAX && !seen.contains_key(&peer) {
-            return Counted(true);
-        }
-        let entry = seen.entry(peer).or_insert((0, Instant::now()));
-        if entry.1.elapsed() >= WINDOW {
-            *entry = (0, Instant::now());
-        }
-        entry.0 += 1;
-        Counted(entry.0 > self.max)
-    }
-
-    fn too_many(&self, peer: IpAddr) -> bool {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.get(&peer).is_some_and(|(n, since)| *n > self.max && since.elapsed() < WINDOW)
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -236,13 +198,5 @@ mod tests {
         assert_eq!(node_path("/v2/fs/node/a/b"), None);
         assert_eq!(stream_path("/v1/agents/test/stream").as_deref(), Some("test"));
         assert!(!is_endpoint("/v2/agents/default/stream") && is_endpoint("/v2/join"));
-    }
-
-    #[test]
-    fn an_address_that_keeps_failing_is_kept_out_for_a_while() {
-        let attempts = Attempts::new(3);
-        let (a, b) = ([127, 0, 0, 1].into(), [127, 0, 0, 2].into());
-        assert!((0..3).all(|_| !attempts.count(a).too_many()) && attempts.count(a).too_many());
-        assert!(attempts.too_many(a) && !attempts.too_many(b));
     }
 }

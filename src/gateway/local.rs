@@ -2,8 +2,11 @@
 //! export, for those who mount it.
 
 use super::Gateway;
+use super::attempts::Peer;
 use super::client::who;
+use super::guests::Pass;
 use crate::base::{Code, Deadline, Error, Result, TreePath};
+use crate::config::tokens::Identity;
 use crate::control::policy::{Action, Asker, check};
 use crate::control::state::{MOTHER, SYSTEM, State};
 use crate::control::{Binding, Principal, Role};
@@ -21,24 +24,37 @@ const PARTS: [(&str, &str); 3] = [
 
 pub struct LocalDoor {
     gateway: Arc<Gateway>,
-    /// Who the HTTP upgrade's bearer token is, where it had one.
-    principal: Option<Principal>,
+    /// Who came: set already where the HTTP upgrade had a bearer token.
+    pass: Pass,
+    failed: Peer,
 }
 
 impl LocalDoor {
-    pub fn new(gateway: Arc<Gateway>, principal: Option<Principal>) -> LocalDoor {
-        LocalDoor { gateway, principal }
+    pub fn new(gateway: Arc<Gateway>, pass: Pass, failed: Peer) -> LocalDoor {
+        LocalDoor { gateway, pass, failed }
+    }
+
+    /// Errors: `AuthMissing`, `AuthFailed`.
+    fn identity(&self, hello: &Hello) -> Result<&Identity> {
+        if let Some(known) = self.pass.get() {
+            return Ok(known);
+        }
+        let token = hello.auth_token.as_deref();
+        let token = token.ok_or_else(|| Error::new(Code::Invalid, "AuthMissing"))?;
+        let failed = || Error::new(Code::Invalid, "AuthFailed");
+        let found = self.gateway.identify(token).ok_or_else(|| {
+            self.failed.count();
+            failed()
+        })?;
+        let identity = self.pass.get_or_init(|| found);
+        // What was revoked before the connection was known to be theirs.
+        if self.gateway.control.auth.admits(identity) { Ok(identity) } else { Err(failed()) }
     }
 }
 
 impl Door for LocalDoor {
     fn enter(&self, hello: &Hello) -> Result<Entry> {
-        let by_token = hello.auth_token.as_deref().map(|t| self.gateway.principal(t));
-        let principal = match (self.principal.clone(), by_token) {
-            (Some(principal), _) => principal,
-            (None, None) => return Err(Error::new(Code::Invalid, "AuthMissing")),
-            (None, Some(found)) => found.ok_or_else(|| Error::new(Code::Invalid, "AuthFailed"))?,
-        };
+        let principal = Principal::from(self.identity(hello)?);
         let binding = hello.binding.clone().unwrap_or_default();
         let binding = bind(&self.gateway.control.plane.state(), &principal, binding)?;
         if binding.agent_id != MOTHER {

@@ -2,9 +2,11 @@
 //! No policy: who may do what is decided in `control` and in the trees.
 
 mod acheron;
+mod attempts;
 mod client;
 mod debug;
 mod doors;
+mod guests;
 mod local;
 mod metrics;
 mod nodes;
@@ -17,19 +19,20 @@ mod tunnel;
 mod watch;
 
 use crate::base::{
-    Cancel, Code, Deadline, Error, Errors, Pool, Requests, Result, ResultExt, Timer, id,
+    Cancel, Code, Deadline, Error, Errors, Pool, Requests, Result, ResultExt, Timer,
 };
 use crate::config::credentials::Credentials;
-use crate::config::tokens::Tokens;
+use crate::config::tokens::{Identity, Tokens};
 use crate::config::{Config, Env};
-use crate::control::{Context, Plane, Principal, Role, Scopes, events};
+use crate::control::{Authenticator, Context, History, Plane, Scopes, events};
 use crate::namespace::World;
 use crate::net::{Listener, Net, raise_open_files};
 use crate::node::Server;
 use crate::runtime::agents::Registry;
 use crate::runtime::{Options, Runtime, Subscription};
-use crate::store::{Db, SqliteKv};
+use crate::store::{Db, Kv, SqliteKv};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -44,7 +47,6 @@ const QUEUE_MAX: usize = 1024;
 /// What every connection needs.
 pub struct Gateway {
     config: Config,
-    tokens: Tokens,
     control: Context,
     control_pool: Arc<Pool>,
     metrics: Arc<metrics::Metrics>,
@@ -57,21 +59,16 @@ pub struct Gateway {
     trees: Arc<trees::Trees>,
     stream: Arc<debug::Stream>,
     watches: Arc<watch::Watches>,
+    guests: Arc<guests::Guests>,
     ready: AtomicBool,
 }
 
 impl Gateway {
-    /// Whose token it is.
-    fn principal(&self, token: &str) -> Option<Principal> {
-        let is = |known: &str| id::same_secret(known, token);
-        let role = if is(&self.tokens.admin_token) {
-            Role::Admin
-        } else if is(&self.tokens.user_token) {
-            Role::User
-        } else {
-            return None;
-        };
-        Some(Principal { role, name: role.name().into() })
+    /// Whose token it is, who thereby has come.
+    fn identify(&self, token: &str) -> Option<Identity> {
+        let identity = self.control.auth.identify(token)?;
+        self.control.history.came(&identity.name);
+        Some(identity)
     }
 
     /// It serves its users: the state is open, it listens, and whoever is to answer them is there.
@@ -96,7 +93,7 @@ pub struct Running {
     listener: Listener,
     /// Answers until the end: it tells that the gateway is not ready any more.
     _metrics: Option<Listener>,
-    following: [JoinHandle<()>; 4],
+    following: [JoinHandle<()>; 5],
     /// Writes what agents do to the debug log.
     logging: Subscription,
     stop: Cancel,
@@ -111,7 +108,7 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     raise_open_files()?;
     let events = events::Settings::from_env(&env)?;
     let (tokens, new_tokens) = Tokens::load_or_create(&config.tokens()?)?;
-    let (db, plane) = open_state(&config)?;
+    let (db, kv, plane) = open_state(&config)?;
     let dir = config.ltm_directory()?;
     let stream = Arc::new(debug::Stream::open(&dir)?);
     let watches = Arc::new(watch::Watches::open(&dir, events, &plane)?);
@@ -131,6 +128,8 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     let (on_security, log) = (stream.clone(), stream.clone());
     let logging = runtime.subscribe(Arc::new(move |event| log.agent(event)));
     let control_pool = Pool::start("control", CONTROL_THREADS, QUEUE_MAX)?;
+    let history = History::open(kv, timer.clone(), control_pool.clone(), &tokens)?;
+    let (auth, guests) = let_in(config.tokens()?, tokens, &history);
     let metrics = Arc::new(metrics::Metrics {
         plane: plane.clone(),
         net: net.clone(),
@@ -147,6 +146,8 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
         control: Context {
             plane,
             agents: runtime.clone(),
+            auth,
+            history,
             scopes: Scopes::from_env(),
             figures: Arc::new(move || gathered.object()),
             events: watches.events().clone(),
@@ -157,7 +158,6 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
         metrics,
         ready: AtomicBool::new(false),
         config,
-        tokens,
         timer,
         runtime,
         nodes,
@@ -165,6 +165,7 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
         trees,
         stream,
         watches,
+        guests,
     });
     let stop = Cancel::new();
     let following = follow(&gateway, &stop)?;
@@ -175,12 +176,13 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     Ok(Running { gateway, net, db, listener, _metrics, following, logging, stop, new_tokens })
 }
 
-fn open_state(config: &Config) -> Result<(Arc<Db>, Arc<Plane>)> {
+fn open_state(config: &Config) -> Result<(Arc<Db>, Arc<dyn Kv>, Arc<Plane>)> {
     let schemas: Vec<_> = std::iter::once(SqliteKv::SCHEMA).chain(Runtime::SCHEMAS).collect();
     let db = Db::open(&config.database()?, &schemas)?;
-    let plane = Plane::open(Arc::new(SqliteKv::new(db.clone())))?;
+    let kv: Arc<dyn Kv> = Arc::new(SqliteKv::new(db.clone()));
+    let plane = Plane::open(kv.clone())?;
     plane.ensure_system()?;
-    Ok((db, plane))
+    Ok((db, kv, plane))
 }
 
 fn start_runtime(config: &Config, env: Env, db: &Arc<Db>, timer: &Timer) -> Result<Arc<Runtime>> {
@@ -194,7 +196,7 @@ fn start_runtime(config: &Config, env: Env, db: &Arc<Db>, timer: &Timer) -> Resu
 }
 
 /// Starts the threads that act on changes of the control plane, until `stop` is cancelled.
-fn follow(gateway: &Gateway, stop: &Cancel) -> Result<[JoinHandle<()>; 4]> {
+fn follow(gateway: &Gateway, stop: &Cancel) -> Result<[JoinHandle<()>; 5]> {
     let plane = &gateway.control.plane;
     let nodes = gateway.nodes.clone();
     let on_return = Arc::new(move |node_id: &str| nodes.reachable(node_id));
@@ -203,7 +205,21 @@ fn follow(gateway: &Gateway, stop: &Cancel) -> Result<[JoinHandle<()>; 4]> {
         topology::follow(gateway.stream.clone(), plane.clone(), stop.clone())?,
         gateway.watches.follow(plane.clone(), stop.clone())?,
         plane.follow_nodes(on_return, stop.clone())?,
+        gateway.guests.follow(stop.clone())?,
     ])
+}
+
+/// Those who look at tokens, and those who act on what becomes of them.
+fn let_in(
+    path: PathBuf,
+    tokens: Tokens,
+    history: &Arc<History>,
+) -> (Arc<Authenticator>, Arc<guests::Guests>) {
+    let auth = Arc::new(Authenticator::new(path, tokens));
+    let history = history.clone();
+    auth.listen(Arc::new(move |tokens| history.retain(tokens)));
+    let guests = guests::Guests::new(auth.clone());
+    (auth, guests)
 }
 
 fn listen(gateway: &Arc<Gateway>, net: &Net) -> Result<Listener> {
@@ -229,7 +245,7 @@ impl Running {
     }
 
     /// Where the tokens are.
-    pub fn tokens_path(&self) -> Result<std::path::PathBuf> {
+    pub fn tokens_path(&self) -> Result<PathBuf> {
         self.gateway.config.tokens()
     }
 
@@ -249,6 +265,9 @@ impl Running {
         drop(self.logging);
         self.gateway.stream.stop();
         self.gateway.timer.stop();
+        if let Err(e) = self.gateway.control.history.flush() {
+            crate::base::log::error("the history of sessions", &e);
+        }
         self.db.close();
     }
 }

@@ -2,8 +2,8 @@
 //! gateway's own server, whose exports are the node's: so each side negotiates, owns handles and is
 //! disconnected by itself.
 
-use super::Gateway;
 use super::nodes::Nodes;
+use super::{Gateway, attempts};
 use crate::base::{Cancel, Code, Deadline, Error, Pool, Result, now_ms};
 use crate::node::{Door, Entry, Export, Exports};
 use crate::vfs::remote::{Link, Peer, Which};
@@ -17,11 +17,12 @@ const REACH_MS: u64 = 10_000;
 pub struct RoutedDoor {
     gateway: Arc<Gateway>,
     node_id: String,
+    failed: attempts::Peer,
 }
 
 impl RoutedDoor {
-    pub fn new(gateway: Arc<Gateway>, node_id: String) -> RoutedDoor {
-        RoutedDoor { gateway, node_id }
+    pub fn new(gateway: Arc<Gateway>, node_id: String, failed: attempts::Peer) -> RoutedDoor {
+        RoutedDoor { gateway, node_id, failed }
     }
 }
 
@@ -35,6 +36,7 @@ impl Door for RoutedDoor {
         let node = state.node(&self.node_id);
         let known = node.is_ok_and(|n| n.proof(token, now_ms()).is_some());
         if !known {
+            self.failed.count();
             return Err(Error::new(Code::Eperm, "AuthFailed"));
         }
         let relayed = self.gateway.nodes.relayed(&self.node_id);

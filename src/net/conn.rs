@@ -114,6 +114,12 @@ impl Conn {
         self.0.close(code, reason);
     }
 
+    /// Takes no more requests, answers those in flight, and then closes.
+    pub fn drain(&self, code: u16, reason: &'static str) {
+        self.0.drain(code, reason);
+        self.0.call();
+    }
+
     /// Counts a request in flight until the guard is dropped. A request that is parked for long
     /// should give its guard back: at `max_inflight` not even a cancellation is read.
     pub fn begin(&self) -> InFlight {
@@ -214,6 +220,9 @@ pub(super) struct Shared {
     state: Mutex<State>,
 }
 
+/// The code and reason of a close frame.
+type Farewell = (u16, &'static str);
+
 struct State {
     /// `None` once the connection is gone.
     transport: Option<Arc<Transport>>,
@@ -235,8 +244,8 @@ struct State {
     failed: Option<Error>,
     /// The last frame is queued.
     closing: bool,
-    /// To be closed when no request is in flight.
-    draining: bool,
+    /// Takes no more requests, and is to be closed with this when none is in flight.
+    draining: Option<Farewell>,
     inflight: usize,
     /// Of these, the ones that a reply is due to.
     unanswered: usize,
@@ -261,7 +270,7 @@ pub(super) enum Gate {
 pub(super) struct View {
     pub failed: Option<Error>,
     pub closing: bool,
-    pub draining: bool,
+    pub draining: Option<Farewell>,
     pub paused: bool,
     /// Since when the socket takes no more.
     pub blocked: Option<Instant>,
@@ -276,7 +285,9 @@ impl State {
     }
 
     fn may_read(&self) -> bool {
-        self.inflight < self.limits.max_inflight && self.bytes <= self.limits.outbox_high
+        self.draining.is_none()
+            && self.inflight < self.limits.max_inflight
+            && self.bytes <= self.limits.outbox_high
     }
 
     fn flushed(&self) -> bool {
@@ -338,7 +349,7 @@ impl Shared {
                 blocked: None,
                 failed: None,
                 closing: false,
-                draining: false,
+                draining: None,
                 inflight: 0,
                 unanswered: 0,
                 paused: false,
@@ -403,8 +414,8 @@ impl Shared {
     }
 
     /// To be closed once no request is in flight.
-    pub fn drain(&self) {
-        self.lock().draining = true;
+    pub fn drain(&self, code: u16, reason: &'static str) {
+        self.lock().draining.get_or_insert((code, reason));
     }
 
     /// The I/O thread begins a turn: until [`Shared::settle`] frames are only queued.
@@ -435,7 +446,7 @@ impl Shared {
         View {
             failed: s.failed.clone(),
             closing: s.closing,
-            draining: s.draining && s.inflight == 0,
+            draining: s.draining.filter(|_| s.inflight == 0),
             paused: s.paused,
             blocked: s.blocked,
             flushed: s.flushed(),
@@ -498,7 +509,7 @@ impl Shared {
     fn attend_if_due(&self, s: &mut State) {
         let resume = s.paused && s.may_read();
         let finish = s.closing && s.flushed();
-        if resume || finish || (s.draining && s.inflight == 0) {
+        if resume || finish || (s.draining.is_some() && s.inflight == 0) {
             self.attend(s);
         }
     }

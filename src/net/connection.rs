@@ -141,11 +141,11 @@ impl Connection {
 
     fn settle(&mut self, writable: bool, now: Instant) -> Fate {
         let mut view = self.shared.settle(writable);
-        if view.draining && matches!(self.stage, Stage::Head { .. }) {
+        if view.draining.is_some() && matches!(self.stage, Stage::Head { .. }) {
             return Fate::Gone;
         }
-        if view.draining && !view.closing {
-            self.shared.close(Some(1001), "going away");
+        if let Some((code, reason)) = view.draining.filter(|_| !view.closing) {
+            self.shared.close(Some(code), reason);
             view = self.shared.settle(false);
         }
         if let Some(error) = view.failed {

@@ -255,7 +255,7 @@ impl Reactor {
     fn adopt(&mut self, connection: Connection, now: Instant) {
         let id = connection.shared.id;
         if self.stopping.is_some() {
-            connection.shared.drain();
+            connection.shared.drain(1001, "going away");
         }
         match Seat::take(connection, now) {
             Some((seat, next)) => {

@@ -82,7 +82,7 @@ impl Seat {
     }
 
     pub fn drain(&self) {
-        self.lock().connection.shared.drain();
+        self.lock().connection.shared.drain(1001, "going away");
     }
 
     /// The connection leaves its thread.

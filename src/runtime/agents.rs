@@ -69,8 +69,8 @@ pub struct NewAgent {
 pub struct Listing {
     /// Sorted by id.
     pub agents: Vec<Agent>,
-    /// Why others could not be read.
-    pub problems: Vec<Error>,
+    /// The others, and why they could not be read.
+    pub problems: Vec<(String, Error)>,
 }
 
 /// The directory of agents.
@@ -112,7 +112,7 @@ impl Registry {
         for id in self.ids()? {
             match self.read(&id) {
                 Ok(agent) => listing.agents.push(agent),
-                Err(e) => listing.problems.push(e),
+                Err(e) => listing.problems.push((id, e)),
             }
         }
         // One is the default in any case: as marked, as configured, mother, the first.
@@ -129,16 +129,20 @@ impl Registry {
 
     /// Errors: `agent_not_found`; `invalid_config` when its `agent.json` cannot be read.
     pub fn get(&self, id: &str) -> Result<Agent> {
-        if !is_agent_id(id) || !self.agents_dir.join(id).is_dir() {
+        if !self.exists(id) {
             return Err(Error::new(Code::AgentNotFound, format!("agent {id:?} does not exist")));
         }
         self.read(id)
     }
 
+    pub fn exists(&self, id: &str) -> bool {
+        is_agent_id(id) && self.agents_dir.join(id).is_dir()
+    }
+
     /// Makes sure that an agent exists. Errors: `agent_not_found` for an unknown one where implicit
     /// agents are not allowed; `invalid_payload` for an id that can name none.
     pub fn ensure(&self, id: &str) -> Result<()> {
-        if is_agent_id(id) && self.agents_dir.join(id).is_dir() {
+        if self.exists(id) {
             return Ok(());
         }
         if !self.implicit {
@@ -150,7 +154,7 @@ impl Registry {
         }
     }
 
-    /// Makes an unhatched agent, or nothing. Errors: `eexist`, `invalid_payload`, `limit_exceeded`.
+    /// Makes an unhatched agent, durably, or nothing. Errors: `eexist`, `invalid_payload`, `limit_exceeded`.
     pub fn create(&self, id: &str, new: NewAgent) -> Result<()> {
         if !is_agent_id(id) {
             let message = format!("agent id {id:?} is not 1 to {ID_MAX} of [A-Za-z0-9_-]");
@@ -166,10 +170,10 @@ impl Registry {
         std::fs::create_dir(&dir).context(format!("agent {id}"))?;
         let write = || {
             atomic::write(&dir.join("HATCH.md"), hatch.as_bytes())?;
-            match new.settings() {
-                Some(settings) => write_json(&dir.join("agent.json"), &settings),
-                None => Ok(()),
+            if let Some(settings) = new.settings() {
+                write_json(&dir.join("agent.json"), &settings)?;
             }
+            Ok(std::fs::File::open(&self.agents_dir)?.sync_all()?)
         };
         write().inspect_err(|_| {
             let _ = std::fs::remove_dir_all(&dir);
@@ -392,8 +396,8 @@ mod tests {
         assert!(infos[0].identity_loaded && !infos[0].is_default && infos[1].is_default);
         assert_eq!(infos[2].capabilities, ["chat", "plan"]);
         assert_eq!(problems.len(), 2);
-        assert!(problems[0].message.contains("broken/agent.json"), "{}", problems[0]);
-        assert!(problems[1].message.contains("think_level \"deep\""), "{}", problems[1]);
+        assert!(problems[0].1.message.contains("broken/agent.json"), "{problems:?}");
+        assert!(problems[1].1.message.contains("think_level \"deep\""), "{problems:?}");
         assert_eq!(registry.get("broken").unwrap_err().code, Code::Config);
         assert_eq!(registry.get("../agents/zed").unwrap_err().code, Code::AgentNotFound);
     }

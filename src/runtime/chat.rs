@@ -9,11 +9,11 @@ use super::history;
 use super::jobs::{Conversation, JobId, JobStore};
 use super::prompt;
 use super::provider::{self, Asked, Model, Provider, Setup};
+use super::roster::complain;
 use super::turn::{Said, Turn};
 use crate::base::{Cancel, Code, Deadline, Error, Lanes, Notify, Pool, Result, Timer, TimerKey};
 use crate::config::credentials::Credentials;
 use crate::config::{self, Env};
-use crate::control::{AgentInfo, Agents};
 use crate::store::{Db, Schema};
 use crate::vfs::{Cx, Tree, Who};
 use crate::wire::Object;
@@ -46,7 +46,7 @@ pub struct Runtime {
     options: Options,
     db: Arc<Db>,
     jobs: JobStore,
-    registry: Registry,
+    pub(super) registry: Registry,
     timer: Timer,
     pool: Arc<Pool>,
     lanes: Lanes<Conversation>,
@@ -57,6 +57,8 @@ pub struct Runtime {
     over: Notify,
     sinks: Mutex<BTreeMap<u64, Sink>>,
     asked: Asked,
+    /// What the log was told of agents that cannot be read.
+    pub(super) complained: Mutex<BTreeMap<String, Error>>,
 }
 
 #[derive(Default)]
@@ -100,9 +102,7 @@ impl Runtime {
         registry: Registry,
     ) -> Result<Arc<Runtime>> {
         registry.scaffold()?;
-        for problem in registry.list()?.problems {
-            crate::base::log::error("agent left out", &problem);
-        }
+        let complained = complain(&registry.list()?, &BTreeMap::new());
         let jobs = JobStore::open(db.clone())?;
         let settings = &options.runtime;
         let threads = settings.runtime_worker_threads;
@@ -121,6 +121,7 @@ impl Runtime {
             over: Notify::default(),
             sinks: Mutex::default(),
             asked: Asked::default(),
+            complained: Mutex::new(complained),
         });
         if let Err(e) = runtime.provider(&runtime.options.provider.name) {
             crate::base::log::error("provider.name", &e);
@@ -477,23 +478,5 @@ impl Drop for Subscription {
         if let Some(runtime) = self.runtime.upgrade() {
             runtime.sinks.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
         }
-    }
-}
-
-impl Agents for Runtime {
-    fn list(&self) -> Result<Vec<AgentInfo>> {
-        let listing = self.registry.list()?;
-        for problem in &listing.problems {
-            log::debug!("agent left out: {problem}");
-        }
-        Ok(listing.agents.into_iter().map(|agent| agent.info).collect())
-    }
-
-    fn ensure(&self, agent_id: &str) -> Result<()> {
-        self.registry.ensure(agent_id)
-    }
-
-    fn busy(&self, agent_id: &str) -> bool {
-        self.in_flight(agent_id)
     }
 }

@@ -8,6 +8,7 @@ mod history;
 pub mod jobs;
 mod prompt;
 pub mod provider;
+mod roster;
 pub mod tools;
 mod turn;
 

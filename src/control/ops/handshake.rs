@@ -41,6 +41,8 @@ pub(super) fn connect(call: &mut Call<'_>) -> Result<Object> {
     let bootstrap = call.cx.bootstrap_only(&state);
     let session = &*call.session;
     let gate = session.gate(bootstrap);
+    let active = session.session(session.active_key()).ok();
+    let actor = active.map_or_else(|| session.usual_actor(), |a| a.actor.clone());
     // Without a binding there is nobody to act for; old clients want a name to show all the same.
     let agent_id = session.agent_id().unwrap_or(MOTHER);
     let binding = session.active();
@@ -58,8 +60,8 @@ pub(super) fn connect(call: &mut Call<'_>) -> Result<Object> {
         .then_some("No project or agent exists yet; create one with control.project_up.");
     Ok(Object::new()
         .put("agent_id", agent_id)
-        .put("actor_type", "user")
-        .put("actor_id", &session.principal.name)
+        .put("actor_type", actor.kind)
+        .put("actor_id", actor.id)
         .put("project_id", project_id)
         .object("workspace", workspace)
         .put("session", session.active_key())

@@ -4,6 +4,7 @@
 
 mod agents;
 mod aliases;
+mod auth;
 mod handshake;
 mod joining;
 mod mounts;
@@ -21,7 +22,7 @@ use super::session::{Door, Role, Session};
 use super::state::{MOTHER, State};
 use super::topics::{OnSecurity, SecurityEvent};
 use super::workspace::Viewer;
-use super::{Agents, Plane};
+use super::{Agents, Authenticator, History, Plane};
 use crate::base::{Code, Error, Result, id, now_ms};
 use crate::wire::control::{self, Correlation, RESPONSES};
 use crate::wire::{Envelope, Fields, Frame, Object};
@@ -89,10 +90,18 @@ pub const TABLE: &[Op] = &[
     op("session_status", Access::Anyone, Scope::None, sessions::status).uncorrelated(),
     op("session_resume", Access::Anyone, Scope::None, sessions::resume).uncorrelated(),
     op("session_close", Access::Anyone, Scope::None, sessions::close).uncorrelated(),
+    op("session_restore", Access::Anyone, Scope::None, sessions::restore).passing().uncorrelated(),
+    op("session_history", Access::Anyone, Scope::None, sessions::history).passing().uncorrelated(),
     op("debug_subscribe", Access::Anyone, Scope::None, watching::subscribe).uncorrelated(),
     op("debug_unsubscribe", Access::Anyone, Scope::None, watching::unsubscribe).uncorrelated(),
+    op("auth_status", Access::Admin, Scope::None, auth::status).uncorrelated(),
+    op("auth_rotate", Access::Admin, Scope::None, auth::rotate).uncorrelated(),
+    op("auth_token_create", Access::Admin, Scope::None, auth::create).uncorrelated(),
+    op("auth_token_list", Access::Admin, Scope::None, auth::list).uncorrelated(),
+    op("auth_token_revoke", Access::Admin, Scope::None, auth::revoke).uncorrelated(),
     op("agent_list", Access::Anyone, Scope::None, agents::list).passing(),
     op("agent_get", Access::Anyone, Scope::None, agents::get).passing(),
+    op("agent_ensure", Access::Admin, Scope::None, agents::ensure),
     op("node_invite_create", Access::Admin, Scope::Node, joining::invite_create),
     op("node_invite_list", Access::Admin, Scope::Node, joining::invite_list),
     op("node_invite_revoke", Access::Admin, Scope::Node, joining::invite_revoke),
@@ -133,7 +142,7 @@ pub const TABLE: &[Op] = &[
 /// Names of the protocol that are not served yet: known, so answered `unsupported` rather than as
 /// something that never existed.
 const RESERVED: &[&str] =
-    &["session_restore", "session_history", "auth_status", "auth_rotate", "audit_tail"];
+    &["audit_tail"];
 
 /// The operation that a name, be it an alias, stands for.
 pub fn find(name: &str) -> Option<&'static Op> {
@@ -199,6 +208,8 @@ impl Scopes {
 pub struct Context {
     pub plane: Arc<Plane>,
     pub agents: Arc<dyn Agents>,
+    pub auth: Arc<Authenticator>,
+    pub history: Arc<History>,
     pub scopes: Scopes,
     pub figures: Figures,
     pub events: Arc<Events>,
@@ -212,7 +223,12 @@ impl Context {
     /// No project or no agent has been made yet (spec: control 4.2).
     pub fn bootstrap_only(&self, state: &State) -> bool {
         let project = state.projects.values().any(|p| !p.is_system());
-        let agent = || self.agents.list().is_ok_and(|a| a.iter().any(|a| a.id != MOTHER));
+        // One that cannot be read is one all the same.
+        let agent = || {
+            self.agents.list().is_ok_and(|found| {
+                !found.unreadable.is_empty() || found.agents.iter().any(|a| a.id != MOTHER)
+            })
+        };
         !project || !agent()
     }
 }
@@ -300,6 +316,9 @@ pub fn handle(cx: &Context, session: &mut Session, envelope: &Envelope<'_>) -> A
             (cx.on_security)(event);
         }
     };
+    if session.negotiated && !matches!(op.name, "version" | "ping") {
+        session.settle(cx);
+    }
     if let Err(e) = admit(cx, session, op, envelope) {
         guard(session, &e);
         return refuse(e, false);
