@@ -2,7 +2,9 @@
 
 use super::{Result, ResultExt};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
@@ -19,10 +21,13 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes over SIGTERM, SIGINT and SIGHUP.
+    /// Takes over SIGTERM, SIGINT and SIGHUP, and SIGXFSZ: a file that the host lets grow no further is
+    /// an error of the write, not the end of the process. Children have the usual handlers.
     pub fn install() -> Result<Signals> {
         let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
             .context("signal handlers")?;
+        let too_large = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(SIGXFSZ, too_large).context("signal handlers")?;
         let (send, receive) = bounded(16);
         let forward = send.clone();
         std::thread::Builder::new()

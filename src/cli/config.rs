@@ -1,4 +1,6 @@
-//! `spiderweb-config`: the config file from the shell (spec: runtime 2.2).
+//! `spiderweb-config`: the config file and the access tokens from the shell (spec: runtime 2.2).
+
+mod auth;
 
 use super::{Args, Command, Flag, Program, usage};
 use crate::base::{Result, ResultExt, log::parse_level};
@@ -10,8 +12,8 @@ use std::path::Path;
 pub const PROGRAM: Program = Program {
     name: "spiderweb-config",
     section: 1,
-    about: "show and change the config file of the spiderweb gateway",
-    usage: &["[options] config [<subcommand>]"],
+    about: "show and change the config file and the access tokens of the spiderweb gateway",
+    usage: &["[options] config [<subcommand>]", "[options] auth <subcommand>"],
     commands: &[
         Command { name: "config", args: "", help: "Show what is configured" },
         Command { name: "config path", args: "", help: "Print where the config file is" },
@@ -26,17 +28,46 @@ pub const PROGRAM: Program = Program {
             help: "Choose where the gateway listens",
         },
         Command { name: "config set-log", args: "<level>", help: "Choose what is logged" },
+        Command { name: "auth list", args: "", help: "Show the named tokens" },
+        Command {
+            name: "auth add",
+            args: "<name> [--role <role>] [--expires-in <time>]",
+            help: "Make a token, and print it once",
+        },
+        Command { name: "auth revoke", args: "<name>", help: "End a token and its connections" },
+        Command {
+            name: "auth rotate",
+            args: "admin|user [--revoke]",
+            help: "Replace the token that a role shares, and print the new one",
+        },
+        Command { name: "auth status", args: "[--reveal]", help: "Show the shared tokens" },
+        Command { name: "auth path", args: "", help: "Print where the tokens are" },
+        Command {
+            name: "auth reset",
+            args: "--yes",
+            help: "Make all tokens worthless, and new ones",
+        },
     ],
     flags: &[
         Flag::value("--config", "file", "Use this config file"),
         Flag::value("--bind", "ip", "With set-server: the address to listen on"),
         Flag::value("--port", "n", "With set-server: the port to listen on"),
-        Flag::switch("--json", "With config: print all settings and where they come from as JSON"),
+        Flag::value("--role", "role", "With auth add: admin or user (user)"),
+        Flag::value(
+            "--expires-in",
+            "time",
+            "With auth add: how long it lasts, as in 30d (for ever)",
+        ),
+        Flag::switch("--revoke", "With auth rotate: end the connections of the old token"),
+        Flag::switch("--reveal", "With auth status: show the tokens themselves"),
+        Flag::switch("--yes", "With auth reset: do it"),
+        Flag::switch("--json", "Print what is shown as JSON"),
     ],
     examples: &[
         "spiderweb-config config",
         "spiderweb-config config set-provider openai gpt-4.1-mini",
         "spiderweb-config config set-server --port 18791",
+        "spiderweb-config auth add alice --expires-in 30d",
     ],
 };
 
@@ -47,8 +78,16 @@ pub fn run(args: Args) -> Result<()> {
         super::print(&super::help(&PROGRAM));
         return Ok(());
     }
-    if args.words[0] != "config" {
-        return Err(usage(format!("unknown command {:?}; there is: config", args.words[0])));
+    match args.words[0].to_str() {
+        Some("config") => {}
+        Some("auth") => {
+            let loaded = config::load(&path, &env, &[]).context("config")?;
+            return auth::run(&args, &loaded.config.tokens()?);
+        }
+        _ => {
+            let message = format!("unknown command {:?}; there are: config, auth", args.words[0]);
+            return Err(usage(message));
+        }
     }
     let sub = match args.words.get(1) {
         None => return show(&args, &path, &env),

@@ -108,7 +108,9 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     raise_open_files()?;
     let events = events::Settings::from_env(&env)?;
     let (tokens, new_tokens) = Tokens::load_or_create(&config.tokens()?)?;
-    let (db, kv, plane) = open_state(&config)?;
+    let (db, kv) = open_store(&config)?;
+    let plane = Plane::open(kv.clone())?;
+    plane.ensure_system()?;
     let dir = config.ltm_directory()?;
     let stream = Arc::new(debug::Stream::open(&dir)?);
     let watches = Arc::new(watch::Watches::open(&dir, events, &plane)?);
@@ -176,13 +178,11 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     Ok(Running { gateway, net, db, listener, _metrics, following, logging, stop, new_tokens })
 }
 
-fn open_state(config: &Config) -> Result<(Arc<Db>, Arc<dyn Kv>, Arc<Plane>)> {
+fn open_store(config: &Config) -> Result<(Arc<Db>, Arc<dyn Kv>)> {
     let schemas: Vec<_> = std::iter::once(SqliteKv::SCHEMA).chain(Runtime::SCHEMAS).collect();
     let db = Db::open(&config.database()?, &schemas)?;
-    let kv: Arc<dyn Kv> = Arc::new(SqliteKv::new(db.clone()));
-    let plane = Plane::open(kv.clone())?;
-    plane.ensure_system()?;
-    Ok((db, kv, plane))
+    let kv = Arc::new(SqliteKv::new(db.clone()));
+    Ok((db, kv))
 }
 
 fn start_runtime(config: &Config, env: Env, db: &Arc<Db>, timer: &Timer) -> Result<Arc<Runtime>> {

@@ -84,6 +84,10 @@ impl Program {
         self.seen.iter().filter(|line| line.contains(mark)).count()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, signal: i32) {
         // SAFETY: kill(2) takes no pointers; the child is ours and not reaped yet.
         unsafe { libc::kill(self.child.id() as i32, signal) };

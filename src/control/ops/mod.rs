@@ -141,8 +141,7 @@ pub const TABLE: &[Op] = &[
 
 /// Names of the protocol that are not served yet: known, so answered `unsupported` rather than as
 /// something that never existed.
-const RESERVED: &[&str] =
-    &["audit_tail"];
+const RESERVED: &[&str] = &["audit_tail"];
 
 /// The operation that a name, be it an alias, stands for.
 pub fn find(name: &str) -> Option<&'static Op> {
