@@ -3,7 +3,8 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-fn random<const N: usize>() -> [u8; N] {
+/// Bytes of the kernel's random generator.
+pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0u8; N];
     // The kernel's generator fails only where getrandom(2) does not exist; then nothing is safe to do.
     getrandom::fill(&mut bytes).expect("the kernel's random generator answers");

@@ -6,7 +6,9 @@ mod document;
 pub mod edit;
 mod load;
 mod settings;
+pub mod state_key;
 pub mod tokens;
 
 pub use load::{Env, Loaded, Origin, load, location, write_default};
 pub use settings::{Config, KEYS, Key, Log, Provider, Runtime, Server};
+pub use state_key::state_key;

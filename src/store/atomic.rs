@@ -24,8 +24,46 @@ fn replace(path: &Path, content: &[u8]) -> Result<()> {
     temporary.file.write_all(content)?;
     temporary.file.sync_all()?;
     std::fs::rename(&temporary.path, &path)?;
-    File::open(dir)?.sync_all()?;
-    Ok(())
+    sync_dir(&path)
+}
+
+/// A file that waits beside another to take its place: after a crash it is found, and removed, under its
+/// name.
+pub(super) struct Waiting(PathBuf);
+
+impl Waiting {
+    /// Where it will be; the caller makes it.
+    pub(super) fn beside(path: &Path) -> Waiting {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".new");
+        Waiting(name.into())
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Puts it on stable storage, then in the other's place.
+    pub(super) fn replace(self, path: &Path) -> Result<()> {
+        let replace = || {
+            File::open(&self.0)?.sync_all()?;
+            std::fs::rename(&self.0, path)?;
+            sync_dir(path)
+        };
+        replace().context(format!("replacing {}", path.display()))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Makes the names in a file's directory durable.
+pub(super) fn sync_dir(path: &Path) -> Result<()> {
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(File::open(dir)?.sync_all()?)
 }
 
 /// Removed again unless it was renamed.

@@ -1,6 +1,8 @@
 //! [`Db`]: durable writes through one thread, reads beside it.
 
-use super::open::{self, Lock, Schema};
+use super::generations::Keeping;
+use super::open::{self, Lock, Schema, State};
+use super::seal::{Key, Sealer};
 use super::writer::{self, Job};
 use crate::base::{Code, Error, Result};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
@@ -21,25 +23,42 @@ pub struct Db {
     writer_id: ThreadId,
     readers: Receiver<Connection>,
     give_back: Mutex<Option<Sender<Connection>>>,
+    /// Seals what [`super::SqliteKv`] keeps here.
+    pub(super) sealer: Option<Arc<Sealer>>,
+    keeping: Mutex<Option<Keeping>>,
 }
 
 impl Db {
     /// Opens the file, made when it is missing, and brings the tables of `schemas` up to date. Errors:
     /// `storage_error`, naming the path and what to do, when it is unreadable, damaged, written by a
-    /// newer version, another program's, or in use; it is then left as it was.
+    /// newer version, another program's, or in use; `invalid_config` when it is sealed. It is then left
+    /// as it was.
     pub fn open(path: &Path, schemas: &[Schema]) -> Result<Arc<Db>> {
-        let (conn, lock) = open::writer(path, schemas)?;
+        Db::open_with(path, schemas, None)
+    }
+
+    /// As [`Db::open`], for a database that is sealed with `key`, or becomes so now. Errors: also
+    /// `invalid_config` when the key is not the right one.
+    pub fn open_with(path: &Path, schemas: &[Schema], key: Option<&Key>) -> Result<Arc<Db>> {
+        let open::Opened { mut conn, lock, sealer, keeping } = open::writer(path, schemas, key)?;
         let (give_back, readers) = bounded(READERS);
         for _ in 0..READERS {
             let _ = give_back.send(open::reader(path)?);
         }
         let (jobs, queue) = bounded::<Job>(WRITE_QUEUE_MAX);
         let writer = std::thread::Builder::new().name("db-writer".into()).spawn(move || {
-            writer::run(conn, &queue);
+            writer::run(&mut conn, &queue);
+            // Before SQLite removes the log, so that nobody misses it.
+            if let Err(e) = lock.note(State::Closed) {
+                log::warn!("{e}");
+            }
+            drop(conn);
             lock
         })?;
         Ok(Arc::new(Db {
             jobs: Mutex::new(Some(jobs)),
+            sealer: sealer.map(Arc::new),
+            keeping: Mutex::new(keeping),
             writer_id: writer.thread().id(),
             writer: Mutex::new(Some(writer)),
             readers,
@@ -131,6 +150,7 @@ impl Db {
     /// Finishes the writes that are queued, then closes the file. Later calls get `storage_error`.
     pub fn close(&self) {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(self.keeping.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.give_back.lock().unwrap_or_else(PoisonError::into_inner).take();
         while self.readers.try_recv().is_ok() {}
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -1,6 +1,8 @@
 //! Keys and values with revisions, in the shape of etcd's API, so that a fleet of gateways can one day
 //! share an etcd cluster where a single one keeps its file.
 
+use super::seal::Sealer;
+use super::sealed::Ledger;
 use super::{Db, Schema};
 use crate::base::{Code, Error, Result};
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -94,7 +96,8 @@ impl Watchers {
     }
 }
 
-/// [`Kv`] in two tables of a [`Db`] that was opened with [`SqliteKv::SCHEMA`].
+/// [`Kv`] in two tables of a [`Db`] that was opened with [`SqliteKv::SCHEMA`]; the values are sealed if the
+/// database is.
 #[derive(Clone)]
 pub struct SqliteKv {
     db: Arc<Db>,
@@ -114,6 +117,13 @@ impl SqliteKv {
     pub fn new(db: Arc<Db>) -> SqliteKv {
         SqliteKv { db, watchers: Arc::default() }
     }
+
+    /// A row as it was put.
+    fn opened(&self, row: Versioned) -> Result<Versioned> {
+        let Some(sealer) = &self.db.sealer else { return Ok(row) };
+        let value = sealer.open(&row.key, row.mod_revision, &row.value)?;
+        Ok(Versioned { value, ..row })
+    }
 }
 
 impl Kv for SqliteKv {
@@ -121,7 +131,8 @@ impl Kv for SqliteKv {
         self.db.read(|c| {
             let mut q =
                 c.prepare_cached("SELECT key, value, mod_revision FROM kv WHERE key = ?1")?;
-            Ok(q.query_row([key], versioned).optional()?)
+            let row = q.query_row([key], versioned).optional()?;
+            row.map(|row| self.opened(row)).transpose()
         })
     }
 
@@ -133,14 +144,14 @@ impl Kv for SqliteKv {
             // Sorts behind everything that starts with the prefix: no key holds this noncharacter.
             let end = format!("{prefix}{}", char::MAX);
             let rows = q.query_map([prefix, &end], versioned)?;
-            Ok(rows.collect::<rusqlite::Result<_>>()?)
+            rows.map(|row| self.opened(row?)).collect()
         })
     }
 
     fn commit_then(&self, txn: Txn, done: KvDone) {
-        let watchers = self.watchers.clone();
+        let (watchers, sealer) = (self.watchers.clone(), self.db.sealer.clone());
         self.db.write_then(
-            move |tx| apply(tx, txn),
+            move |tx| apply(tx, txn, sealer.as_deref()),
             move |outcome: Result<(u64, Vec<KvEvent>)>| {
                 done(outcome.map(|(revision, events)| {
                     watchers.publish(&events);
@@ -167,10 +178,9 @@ fn versioned(row: &Row<'_>) -> rusqlite::Result<Versioned> {
     Ok(Versioned { key: row.get(0)?, value: row.get(1)?, mod_revision: row.get(2)? })
 }
 
-fn apply(tx: &Connection, txn: Txn) -> Result<(u64, Vec<KvEvent>)> {
+fn apply(tx: &Connection, txn: Txn, sealer: Option<&Sealer>) -> Result<(u64, Vec<KvEvent>)> {
     for (key, expected) in &txn.compare {
-        let mut q = tx.prepare_cached("SELECT mod_revision FROM kv WHERE key = ?1")?;
-        let found: u64 = q.query_row([key], |r| r.get(0)).optional()?.unwrap_or(0);
+        let found = revision_of(tx, key)?.unwrap_or(0);
         if found != *expected {
             let message = format!("{key} is at revision {found}, not {expected}; read it again");
             return Err(Error::new(Code::Again, message));
@@ -179,23 +189,45 @@ fn apply(tx: &Connection, txn: Txn) -> Result<(u64, Vec<KvEvent>)> {
     let revision: u64 = tx
         .prepare_cached("UPDATE kv_revision SET revision = revision + 1 RETURNING revision")?
         .query_row([], |r| r.get(0))?;
+    let mut ledger = sealer.map(|sealer| Ledger::at(tx, sealer, revision - 1)).transpose()?;
     let mut events = Vec::with_capacity(txn.puts.len() + txn.deletes.len());
     for key in txn.deletes {
-        if tx.prepare_cached("DELETE FROM kv WHERE key = ?1")?.execute([&key])? > 0 {
-            events.push(KvEvent { key, value: None, revision });
+        let mut q = tx.prepare_cached("DELETE FROM kv WHERE key = ?1 RETURNING mod_revision")?;
+        let Some(old) = q.query_row([&key], |r| r.get(0)).optional()? else { continue };
+        if let Some(ledger) = &mut ledger {
+            ledger.toggle(&key, old);
         }
+        events.push(KvEvent { key, value: None, revision });
     }
     for (key, value) in txn.puts {
-        if key.contains(char::MAX) {
-            return Err(Error::invalid("a key may not hold U+10FFFF"));
+        if key.is_empty() || key.contains(char::MAX) {
+            return Err(Error::invalid("a key may not be empty, nor hold U+10FFFF"));
         }
+        let sealed = match &mut ledger {
+            Some(ledger) => {
+                if let Some(old) = revision_of(tx, &key)? {
+                    ledger.toggle(&key, old);
+                }
+                ledger.toggle(&key, revision);
+                Some(ledger.seal(&key, revision, &value))
+            }
+            None => None,
+        };
         tx.prepare_cached(
             "INSERT OR REPLACE INTO kv (key, value, mod_revision) VALUES (?1, ?2, ?3)",
         )?
-        .execute(params![key, value, revision])?;
+        .execute(params![key, sealed.as_ref().unwrap_or(&value), revision])?;
         events.push(KvEvent { key, value: Some(value), revision });
     }
+    if let Some(ledger) = ledger {
+        ledger.finish(revision)?;
+    }
     Ok((revision, events))
+}
+
+fn revision_of(conn: &Connection, key: &str) -> Result<Option<u64>> {
+    let mut q = conn.prepare_cached("SELECT mod_revision FROM kv WHERE key = ?1")?;
+    Ok(q.query_row([key], |r| r.get(0)).optional()?)
 }
 
 #[cfg(test)]

@@ -3,9 +3,13 @@
 
 pub mod atomic;
 mod db;
+mod generations;
 pub mod journal;
 mod kv;
 mod open;
+pub mod original;
+mod seal;
+mod sealed;
 #[cfg(test)]
 pub(crate) mod testing;
 mod writer;
@@ -14,6 +18,8 @@ pub use db::Db;
 pub use journal::Journal;
 pub use kv::{Kv, KvDone, KvEvent, KvSink, KvWatch, SqliteKv, Txn, Versioned};
 pub use open::Schema;
+pub use seal::Key;
+pub use sealed::KEY_VARIABLE;
 
 /// What a job of [`Db::write`] and [`Db::read`] works with; they need no other name of that crate.
 pub use rusqlite;

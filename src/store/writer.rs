@@ -40,10 +40,10 @@ fn in_savepoint<T>(
 }
 
 /// Works until the queue is closed and empty.
-pub(super) fn run(mut conn: Connection, jobs: &Receiver<Job>) {
+pub(super) fn run(conn: &mut Connection, jobs: &Receiver<Job>) {
     while let Ok(first) = jobs.recv() {
         let mut answers = Vec::new();
-        let committed = group(&mut conn, first, jobs, &mut answers);
+        let committed = group(conn, first, jobs, &mut answers);
         if let Err(e) = &committed {
             log::error!("state database: {e}; nothing of it was changed");
         }

@@ -183,7 +183,9 @@ fn tables_are_brought_up_to_date_and_the_original_database_is_accepted() {
     Connection::open(&path)
         .unwrap()
         .execute_batch(
-            "CREATE TABLE mem_versions (base_id TEXT); INSERT INTO mem_versions VALUES ('kept')",
+            "CREATE TABLE mem_versions (base_id TEXT, version INTEGER, kind TEXT, content_json TEXT,
+                 created_at_ms INTEGER, PRIMARY KEY (base_id, version));
+             INSERT INTO mem_versions VALUES ('kept', 1, 'note', '{}', 5)",
         )
         .unwrap();
     Db::open(&path, &[PAIRS]).unwrap().close();
