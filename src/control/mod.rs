@@ -7,6 +7,7 @@ mod catalogue;
 mod counts;
 pub mod events;
 mod history;
+pub mod import;
 mod ops;
 mod plane;
 pub mod policy;

@@ -23,14 +23,14 @@ use crate::base::{
 };
 use crate::config::credentials::Credentials;
 use crate::config::tokens::{Identity, Tokens};
-use crate::config::{Config, Env};
-use crate::control::{Authenticator, Context, History, Plane, Scopes, events};
+use crate::config::{Config, Env, state_key};
+use crate::control::{Authenticator, Context, History, Plane, Scopes, events, import};
 use crate::namespace::World;
 use crate::net::{Listener, Net, raise_open_files};
 use crate::node::Server;
 use crate::runtime::agents::Registry;
 use crate::runtime::{Options, Runtime, Subscription};
-use crate::store::{Db, Kv, SqliteKv};
+use crate::store::{Db, Key, Schema, SqliteKv};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -107,10 +107,10 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     let metrics_port = metrics::port(&env, config.server.port)?;
     raise_open_files()?;
     let events = events::Settings::from_env(&env)?;
-    let (tokens, new_tokens) = Tokens::load_or_create(&config.tokens()?)?;
-    let (db, kv) = open_store(&config)?;
+    let (db, kv) = open_store(&config, state_key(&env)?.as_ref())?;
     let plane = Plane::open(kv.clone())?;
     plane.ensure_system()?;
+    let (tokens, new_tokens) = Tokens::load_or_create(&config.tokens()?)?;
     let dir = config.ltm_directory()?;
     let stream = Arc::new(debug::Stream::open(&dir)?);
     let watches = Arc::new(watch::Watches::open(&dir, events, &plane)?);
@@ -178,10 +178,15 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     Ok(Running { gateway, net, db, listener, _metrics, following, logging, stop, new_tokens })
 }
 
-fn open_store(config: &Config) -> Result<(Arc<Db>, Arc<dyn Kv>)> {
-    let schemas: Vec<_> = std::iter::once(SqliteKv::SCHEMA).chain(Runtime::SCHEMAS).collect();
-    let db = Db::open(&config.database()?, &schemas)?;
+/// The tables of the gateway's database.
+pub fn schemas() -> Vec<Schema> {
+    std::iter::once(SqliteKv::SCHEMA).chain(Runtime::SCHEMAS).collect()
+}
+
+fn open_store(config: &Config, key: Option<&Key>) -> Result<(Arc<Db>, Arc<SqliteKv>)> {
+    let db = Db::open_with(&config.database()?, &schemas(), key)?;
     let kv = Arc::new(SqliteKv::new(db.clone()));
+    import::original(&db, &*kv, key)?;
     Ok((db, kv))
 }
 

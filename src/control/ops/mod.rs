@@ -15,6 +15,8 @@ mod sessions;
 mod watching;
 mod workspaces;
 
+pub(super) use mounts::{overlap, put_bind, tree_path};
+
 pub use aliases::ALIASES;
 
 use super::events::Events;

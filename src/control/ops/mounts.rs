@@ -126,7 +126,7 @@ pub(super) fn put_mounts(state: &State, project: &mut Project, mounts: Vec<Mount
 }
 
 /// Sets one bind. Errors: `limit_exceeded`, `bind_conflict`.
-fn put_bind(project: &mut Project, bind: Bind) -> Result<()> {
+pub(in crate::control) fn put_bind(project: &mut Project, bind: Bind) -> Result<()> {
     let conflict = |message: String| Err(Error::new(Code::BindConflict, message));
     let Bind { bind_path, target_path } = &bind;
     if !project.mounts.iter().any(|m| lies_in(target_path, &m.mount_path)) {
@@ -153,7 +153,7 @@ fn at_most(count: usize, what: &str) -> Result<()> {
 
 /// A path of the namespace in normal form. Errors: `invalid_payload`; `..` is refused, for it would get
 /// around the overlap rules (spec: control 14.1 row 10).
-fn tree_path(name: &str, path: &str) -> Result<String> {
+pub(in crate::control) fn tree_path(name: &str, path: &str) -> Result<String> {
     let path = path.trim();
     if path.is_empty() {
         return Err(Error::new(Code::InvalidPayload, format!("{name} must not be blank")));
@@ -170,7 +170,7 @@ fn lies_in(inner: &str, outer: &str) -> bool {
 
 /// Two places of a project that get in each other's way: mounts one inside the other, or a bind that is
 /// at, above or below one of either. Mounts at the same path stand in for each other.
-fn overlap(project: &Project) -> Option<(&str, &str)> {
+pub(in crate::control) fn overlap(project: &Project) -> Option<(&str, &str)> {
     let mut paths: Vec<&str> = project.mounts.iter().map(|m| &*m.mount_path).collect();
     paths.sort_unstable();
     paths.dedup();
