@@ -1,6 +1,7 @@
-//! `spiderweb-config`: the config file and the access tokens from the shell (spec: runtime 2.2).
+//! `spiderweb-config`: the config file, the access tokens and the state from the shell (spec: runtime 2.2).
 
 mod auth;
+mod state;
 
 use super::{Args, Command, Flag, Program, usage};
 use crate::base::{Result, ResultExt, log::parse_level};
@@ -12,8 +13,13 @@ use std::path::Path;
 pub const PROGRAM: Program = Program {
     name: "spiderweb-config",
     section: 1,
-    about: "show and change the config file and the access tokens of the spiderweb gateway",
-    usage: &["[options] config [<subcommand>]", "[options] auth <subcommand>"],
+    about: "show and change the config file and the access tokens of the gateway, and keep its state safe",
+    usage: &[
+        "[options] config [<subcommand>]",
+        "[options] auth <subcommand>",
+        "[options] backup|restore <file>",
+        "[options] state <subcommand>",
+    ],
     commands: &[
         Command { name: "config", args: "", help: "Show what is configured" },
         Command { name: "config path", args: "", help: "Print where the config file is" },
@@ -47,6 +53,10 @@ pub const PROGRAM: Program = Program {
             args: "--yes",
             help: "Make all tokens worthless, and new ones",
         },
+        state::BACKUP,
+        state::RESTORE,
+        state::RESEAL,
+        state::UNSEAL,
     ],
     flags: &[
         Flag::value("--config", "file", "Use this config file"),
@@ -61,6 +71,7 @@ pub const PROGRAM: Program = Program {
         Flag::switch("--revoke", "With auth rotate: end the connections of the old token"),
         Flag::switch("--reveal", "With auth status: show the tokens themselves"),
         Flag::switch("--yes", "With auth reset: do it"),
+        Flag::switch("--force", "With backup: replace a file that is there"),
         Flag::switch("--json", "Print what is shown as JSON"),
     ],
     examples: &[
@@ -68,6 +79,7 @@ pub const PROGRAM: Program = Program {
         "spiderweb-config config set-provider openai gpt-4.1-mini",
         "spiderweb-config config set-server --port 18791",
         "spiderweb-config auth add alice --expires-in 30d",
+        "spiderweb-config backup spiderweb-backup.db",
     ],
 };
 
@@ -84,9 +96,13 @@ pub fn run(args: Args) -> Result<()> {
             let loaded = config::load(&path, &env, &[]).context("config")?;
             return auth::run(&args, &loaded.config.tokens()?);
         }
+        Some("backup" | "restore" | "state") => {
+            let loaded = config::load(&path, &env, &[]).context("config")?;
+            return state::run(&args, &loaded.config, &env);
+        }
         _ => {
-            let message = format!("unknown command {:?}; there are: config, auth", args.words[0]);
-            return Err(usage(message));
+            let known = "config, auth, backup, restore, state";
+            return Err(usage(format!("unknown command {:?}; there are: {known}", args.words[0])));
         }
     }
     let sub = match args.words.get(1) {

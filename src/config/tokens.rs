@@ -170,8 +170,7 @@ impl Tokens {
             _ => e.recode(Code::Config),
         })?;
         atomic::make_private(path)?;
-        let tokens = serde_json::from_slice(&text).map_err(|e| e.to_string()).and_then(checked);
-        tokens.map_err(|e| {
+        Tokens::parse(&text).map_err(|e| {
             let path = path.display();
             let message = format!(
                 "{path}: {e}; it was left as it is: restore it from a backup, or move it away, and \
@@ -179,6 +178,11 @@ impl Tokens {
             );
             Error::new(Code::Config, message)
         })
+    }
+
+    /// The content of a file. Errors: what is wrong with it.
+    pub fn parse(text: &[u8]) -> Result<Tokens, String> {
+        serde_json::from_slice(text).map_err(|e| e.to_string()).and_then(checked)
     }
 
     /// Reads the file, or makes it with new tokens where there is none; true when it was made.

@@ -1,6 +1,7 @@
 //! Small files that are replaced as a whole: a reader, and a crash, see the old content or the new.
 
 use crate::base::{Code, Error, Result, ResultExt, id};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -27,15 +28,23 @@ fn replace(path: &Path, content: &[u8]) -> Result<()> {
     sync_dir(&path)
 }
 
-/// A file that waits beside another to take its place: after a crash it is found, and removed, under its
-/// name.
+/// A file that waits beside another to take its place.
 pub(super) struct Waiting(PathBuf);
 
 impl Waiting {
-    /// Where it will be; the caller makes it.
+    /// Where it will be; the caller makes it. Always the same place: what a crash leaves there is found.
     pub(super) fn beside(path: &Path) -> Waiting {
+        Waiting::named(path, ".new")
+    }
+
+    /// At a place that nobody else uses.
+    pub(super) fn apart(path: &Path) -> Waiting {
+        Waiting::named(path, &id::hex_token(".tmp-"))
+    }
+
+    fn named(path: &Path, suffix: &str) -> Waiting {
         let mut name = path.as_os_str().to_owned();
-        name.push(".new");
+        name.push(suffix);
         Waiting(name.into())
     }
 
@@ -45,12 +54,18 @@ impl Waiting {
 
     /// Puts it on stable storage, then in the other's place.
     pub(super) fn replace(self, path: &Path) -> Result<()> {
-        let replace = || {
-            File::open(&self.0)?.sync_all()?;
-            std::fs::rename(&self.0, path)?;
-            sync_dir(path)
-        };
-        replace().context(format!("replacing {}", path.display()))
+        self.rename(path, RenameFlags::empty()).context(format!("replacing {}", path.display()))
+    }
+
+    /// Puts it on stable storage, then in a place that is free. Errors: EEXIST.
+    pub(super) fn place(self, path: &Path) -> Result<()> {
+        self.rename(path, RenameFlags::RENAME_NOREPLACE).context(path.display())
+    }
+
+    fn rename(&self, path: &Path, flags: RenameFlags) -> Result<()> {
+        File::open(&self.0)?.sync_all()?;
+        renameat2(AT_FDCWD, &self.0, AT_FDCWD, path, flags)?;
+        sync_dir(path)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Earlier states of a file, kept beside it: `<file>.prev` is the newest, `<file>.prev.2` the one before,
 //! and so on. A database's generation is whole in itself, unless it was put aside with its log (`-wal`).
 
-use super::atomic;
-use super::open::{log_of, reader};
+use super::atomic::{self, Waiting};
+use super::open::{log_of, snapshot};
 use crate::base::{Cancel, Code, Error, Result, ResultExt};
 use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
@@ -77,6 +77,7 @@ pub(super) fn forget(file: &Path) -> Result<()> {
 /// Removes what a process that was killed has left half done.
 pub(super) fn sweep(file: &Path) -> Result<()> {
     absent_is_fine(std::fs::remove_file(with(file, COPY)))?;
+    drop(Waiting::beside(file));
     let prev = place(file, 1);
     let same = |a: Metadata, b: Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
     // Kept by a link, but never replaced: it would change with the file.
@@ -126,9 +127,7 @@ impl Found {
         if is_kept {
             return Ok(None);
         }
-        let snapshot = reader(path)?;
-        // Reading begins here: later changes are not seen.
-        snapshot.execute_batch("BEGIN")?;
+        let snapshot = snapshot(path)?;
         let tables: i64 =
             snapshot.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0))?;
         if tables == 0 {

@@ -2,6 +2,7 @@
 //! are replaced as a whole, and logs. This room does not know what is stored.
 
 pub mod atomic;
+pub mod backup;
 mod db;
 mod generations;
 pub mod journal;
@@ -19,7 +20,7 @@ pub use journal::Journal;
 pub use kv::{Kv, KvDone, KvEvent, KvSink, KvWatch, SqliteKv, Txn, Versioned};
 pub use open::Schema;
 pub use seal::Key;
-pub use sealed::KEY_VARIABLE;
+pub use sealed::{KEY_VARIABLE, reseal};
 
 /// What a job of [`Db::write`] and [`Db::read`] works with; they need no other name of that crate.
 pub use rusqlite;

@@ -138,6 +138,14 @@ pub(super) fn reader(path: &Path) -> Result<Connection> {
     Ok(conn)
 }
 
+/// Opens `path` for reading it as it is now, whatever is written later.
+pub(super) fn snapshot(path: &Path) -> Result<Connection> {
+    let conn = reader(path)?;
+    conn.execute_batch("BEGIN")?;
+    conn.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    Ok(conn)
+}
+
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
     let conn = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     conn.busy_timeout(BUSY_TIMEOUT)?;
@@ -260,6 +268,12 @@ fn ensure_file(path: &Path) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(e) => return Err(e.into()),
     }
+    check_magic(path)?;
+    atomic::make_private(path)
+}
+
+/// Errors: `storage_error` for a file that does not begin as a database does. An empty one passes.
+pub(super) fn check_magic(path: &Path) -> Result<()> {
     let file = File::open(path).map_err(|e| {
         Error::from(e).context("cannot be read; check its owner and mode, it was not touched")
     })?;
@@ -268,7 +282,7 @@ fn ensure_file(path: &Path) -> Result<()> {
     if !head.is_empty() && head != MAGIC {
         return Err(refused("is not an SQLite database"));
     }
-    atomic::make_private(path)
+    Ok(())
 }
 
 pub(super) fn refused(what: &str) -> Error {
@@ -323,7 +337,7 @@ fn version(conn: &Connection, schema: &Schema) -> Result<usize> {
     Ok(q.query_row([schema.room], |r| r.get(0)).optional()?.unwrap_or(0))
 }
 
-fn newer(found: &str, known: &str) -> Error {
+pub(super) fn newer(found: &str, known: &str) -> Error {
     Error::new(
         Code::StorageError,
         format!(

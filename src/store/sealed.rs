@@ -2,6 +2,7 @@
 //! rows of `kv`, which is there exactly when their values are sealed. A file is converted as a whole, in a
 //! copy that then takes its place, so that a crash finds the one or the other.
 
+use super::open::{self, Exclusive, Lock, Schema};
 use super::seal::{Digest, Key, Sealer};
 use super::{atomic, generations, original};
 use crate::base::{Code, Error, Result, ResultExt};
@@ -25,9 +26,7 @@ pub(super) fn opener(conn: &Connection, key: Option<&Key>) -> Result<Option<Seal
     };
     match digest_of_rows(conn, &sealer)? == recorded {
         true => Ok(Some(sealer)),
-        false => {
-            Err(super::open::refused("holds rows that were removed or put back by another program"))
-        }
+        false => Err(open::refused("holds rows that were removed or put back by another program")),
     }
 }
 
@@ -107,12 +106,31 @@ impl<'a> Ledger<'a> {
     }
 }
 
+/// Seals the database at `path`, which nobody may be using, with another key, or makes it plain. Errors:
+/// `not_found` without a database, `invalid_config` when `from` is not its key; nothing was changed then.
+pub fn reseal(path: &Path, schemas: &[Schema], from: Option<&Key>, to: Option<&Key>) -> Result<()> {
+    if !path.exists() {
+        let message = format!("there is no state database at {}", path.display());
+        return Err(Error::new(Code::NotFound, message));
+    }
+    let reseal = || {
+        let lock = Lock::take(path)?;
+        let Exclusive { conn, sealer, .. } = open::exclusive(path, &lock, schemas, from)?;
+        drop(conn);
+        match (&sealer, to) {
+            (None, None) => Err(Error::new(Code::Config, "is not sealed")),
+            _ => convert(path, sealer.as_ref(), to),
+        }
+    };
+    reseal().map_err(|e| open::about(path, e))
+}
+
 /// Replaces the database at `path`, which nobody else uses and whose log is empty, by a copy that is sealed
 /// with `to`, or plain. What was sealed before is kept as a generation; what was plain, and every
 /// generation with it, is gone.
 pub(super) fn convert(path: &Path, from: Option<&Sealer>, to: Option<&Key>) -> Result<()> {
     let copy = atomic::Waiting::beside(path);
-    generations::copy(&super::open::reader(path)?, copy.path(), &|| true)?;
+    generations::copy(&open::snapshot(path)?, copy.path(), &|| true)?;
     let mut conn = Connection::open(copy.path())?;
     // The copy is nobody's yet, and is synced as a whole below; nothing may be written beside it.
     conn.execute_batch("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF")?;

@@ -15,5 +15,6 @@ mod provider_fake;
 mod runtime;
 mod runtime_house;
 mod runtime_tools;
+mod state;
 mod store;
 mod tidy;
