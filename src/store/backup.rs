@@ -6,7 +6,7 @@ use super::open::{self, Lock, Schema, State};
 use super::seal::Key;
 use super::{atomic, generations, sealed};
 use crate::base::{Code, Error, Result, ResultExt, now_ms};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::fs::DirBuilder;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -127,7 +127,13 @@ impl Restore {
     }
 
     /// Replaces the state, and `files` by their new content. What was there is kept beside each as `.prev`.
+    /// Errors: `storage_error` while another program reads it; nothing was changed then.
     pub fn commit(self, files: &[(PathBuf, Vec<u8>)]) -> Result<()> {
+        if let Err(e) = fold(&self.database, &self.lock)
+            && e.code == Code::Again
+        {
+            return Err(open::about(&self.database, e));
+        }
         for (path, content) in files {
             generations::keep_link(path)?;
             atomic::write(path, content)?;
@@ -142,6 +148,14 @@ impl Restore {
         self.new.replace(&self.database)?;
         self.lock.note(State::Closed)
     }
+}
+
+/// What is damaged keeps its log.
+fn fold(database: &Path, lock: &Lock) -> Result<()> {
+    if !database.exists() {
+        return Ok(());
+    }
+    open::leave_log(&open::connect(database, OpenFlags::SQLITE_OPEN_READ_WRITE)?, lock)
 }
 
 /// Takes what a backup has more than a database out of it.

@@ -149,10 +149,11 @@ impl Db {
 
     /// Finishes the writes that are queued, then closes the file. Later calls get `storage_error`.
     pub fn close(&self) {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(self.keeping.lock().unwrap_or_else(PoisonError::into_inner).take());
+        // The writer closes last: only who may write can fold the log in.
         self.give_back.lock().unwrap_or_else(PoisonError::into_inner).take();
         while self.readers.try_recv().is_ok() {}
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(writer) = writer
             && writer.thread().id() != std::thread::current().id()

@@ -111,7 +111,7 @@ pub(super) fn copy(from: &Connection, to: &Path, go_on: &dyn Fn() -> bool) -> Re
     Ok(file.sync_all()?)
 }
 
-/// A database as it was found, to be kept as a generation; its log was empty then.
+/// A database as it was found, to be kept as a generation.
 pub(super) struct Found {
     path: PathBuf,
     snapshot: Connection,
@@ -119,17 +119,22 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// `None` if nothing has changed since the newest generation was made, or there is nothing yet.
-    pub(super) fn look(path: &Path) -> Result<Option<Found>> {
+    /// `None` if nothing has changed since the newest generation was made, or there is nothing yet. Only of a
+    /// file whose log is empty can be told whether it has changed.
+    pub(super) fn look(path: &Path, is_folded: bool) -> Result<Option<Found>> {
         let now = path.metadata()?;
         let state = |m: &Metadata| (m.len(), m.mtime(), m.mtime_nsec());
         let is_kept = place(path, 1).metadata().is_ok_and(|kept| state(&kept) == state(&now));
-        if is_kept {
+        if is_kept && is_folded {
             return Ok(None);
         }
         let snapshot = snapshot(path)?;
-        let tables: i64 =
-            snapshot.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0))?;
+        // A state that was sealed before there was any is none.
+        let tables: i64 = snapshot.query_row(
+            "SELECT count(*) FROM sqlite_schema WHERE name != 'seal'",
+            [],
+            |r| r.get(0),
+        )?;
         if tables == 0 {
             return Ok(None);
         }
@@ -184,5 +189,56 @@ impl Drop for Keeping {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::TempDir;
+    use super::super::{Db, Schema};
+    use super::*;
+
+    const NOTES: Schema = Schema { room: "notes", migrations: &["CREATE TABLE notes (note TEXT)"] };
+
+    fn inode(path: &Path) -> Option<u64> {
+        path.metadata().ok().map(|m| m.ino())
+    }
+
+    #[test]
+    fn what_was_cut_short_is_cleared_away() {
+        let dir = TempDir::new();
+        let path = dir.path("state.db");
+        Db::open(&path, &[NOTES]).unwrap().close();
+        let prev = place(&path, 1);
+        keep_link(&path).unwrap();
+        assert_eq!(inode(&prev), inode(&path));
+        std::fs::write(with(&path, COPY), "half").unwrap();
+        std::fs::write(with(&path, ".new"), "half").unwrap();
+        Db::open(&path, &[NOTES]).unwrap().close();
+        assert_ne!(inode(&prev), inode(&path));
+        assert!(!with(&path, COPY).exists() && !with(&path, ".new").exists());
+    }
+
+    #[test]
+    fn a_generation_moves_with_its_log() {
+        let dir = TempDir::new();
+        let path = dir.path("state.db");
+        for n in 1..=5 {
+            std::fs::write(&path, n.to_string()).unwrap();
+            match n {
+                2 => std::fs::write(log_of(&path), "log of 2").unwrap(),
+                _ => absent_is_fine(std::fs::remove_file(log_of(&path))).unwrap(),
+            }
+            keep_link(&path).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            for at in 1..=n.min(KEPT) {
+                let (expected, at) = (n + 1 - at, place(&path, at));
+                assert_eq!(std::fs::read_to_string(&at).unwrap(), expected.to_string());
+                assert_eq!(log_of(&at).exists(), expected == 2, "{n} {}", at.display());
+            }
+            assert!(!place(&path, KEPT + 1).exists());
+        }
+        forget(&path).unwrap();
+        assert!((1..=KEPT).all(|n| !place(&path, n).exists()));
     }
 }

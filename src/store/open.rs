@@ -8,7 +8,7 @@ use crate::base::{Cancel, Code, Deadline, Error, Result, ResultExt};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -62,8 +62,10 @@ fn open_writer(path: &Path, schemas: &[Schema], key: Option<&Key>) -> Result<Ope
         .create(dir)
         .context(format!("creating directory {}", dir.display()))?;
     let lock = Lock::take(path)?;
-    let Exclusive { mut conn, mut sealer, is_current } = exclusive(path, &lock, schemas, key)?;
+    let Exclusive { mut conn, mut sealer, is_current, is_folded } =
+        exclusive(path, &lock, schemas, key)?;
     if let (None, Some(key)) = (&sealer, key) {
+        leave_log(&conn, &lock)?;
         drop(conn);
         sealed::convert(path, None, Some(key))?;
         log::info!("state database {}: sealed; no plain copy of it was kept", path.display());
@@ -72,7 +74,7 @@ fn open_writer(path: &Path, schemas: &[Schema], key: Option<&Key>) -> Result<Ope
         set_up(&conn)?;
     }
     let mut keeping = None;
-    if let Some(found) = generations::Found::look(path)? {
+    if let Some(found) = generations::Found::look(path, is_folded)? {
         match is_current {
             true => keeping = Some(found.keep_in_background()?),
             false => found.keep(&Cancel::new())?,
@@ -87,12 +89,14 @@ fn open_writer(path: &Path, schemas: &[Schema], key: Option<&Key>) -> Result<Ope
     Ok(Opened { conn, lock, sealer, keeping })
 }
 
-/// A database that nobody else uses, checked, with an empty log.
+/// A database that nobody else writes to, checked.
 pub(super) struct Exclusive {
     pub(super) conn: Connection,
     pub(super) sealer: Option<Sealer>,
     /// No migration is due.
     pub(super) is_current: bool,
+    /// The file alone is the state: its log is empty. Not so while another program reads.
+    pub(super) is_folded: bool,
 }
 
 /// Errors leave everything as it was.
@@ -117,12 +121,30 @@ pub(super) fn exclusive(
     set_up(&conn)?;
     // SQLite ends the change to WAL only with the next statement, and does not fold a log before.
     conn.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
-    let busy: bool = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |r| r.get(0))?;
-    if busy {
-        return Err(Error::new(Code::Again, "another program reads it; try again when it is done"));
+    // Whoever reads, such as a backup, is not waited for.
+    conn.busy_timeout(Duration::ZERO)?;
+    let is_busy: bool = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |r| r.get(0))?;
+    conn.busy_timeout(BUSY_TIMEOUT)?;
+    let is_folded = !is_busy;
+    if is_folded {
+        lock.note(State::Closed)?;
     }
-    lock.note(State::Closed)?;
-    Ok(Exclusive { conn, sealer, is_current })
+    Ok(Exclusive { conn, sealer, is_current, is_folded })
+}
+
+/// Folds the log in for good, so that the file can be replaced. Errors: `again` while another program has it
+/// open: SQLite would go on writing to what it knows under the same name.
+pub(super) fn leave_log(conn: &Connection, lock: &Lock) -> Result<()> {
+    conn.busy_timeout(Duration::ZERO)?;
+    let left = conn.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()));
+    left.map_err(|e| match e.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            let message = "another program is reading it; try again when that is done";
+            Error::new(Code::Again, message)
+        }
+        _ => e.into(),
+    })?;
+    lock.note(State::Closed)
 }
 
 fn set_up(conn: &Connection) -> Result<()> {
@@ -146,7 +168,7 @@ pub(super) fn snapshot(path: &Path) -> Result<Connection> {
     Ok(conn)
 }
 
-fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
+pub(super) fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
     let conn = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     conn.busy_timeout(BUSY_TIMEOUT)?;
     Ok(conn)

@@ -116,6 +116,7 @@ pub fn reseal(path: &Path, schemas: &[Schema], from: Option<&Key>, to: Option<&K
     let reseal = || {
         let lock = Lock::take(path)?;
         let Exclusive { conn, sealer, .. } = open::exclusive(path, &lock, schemas, from)?;
+        open::leave_log(&conn, &lock)?;
         drop(conn);
         match (&sealer, to) {
             (None, None) => Err(Error::new(Code::Config, "is not sealed")),
@@ -125,7 +126,7 @@ pub fn reseal(path: &Path, schemas: &[Schema], from: Option<&Key>, to: Option<&K
     reseal().map_err(|e| open::about(path, e))
 }
 
-/// Replaces the database at `path`, which nobody else uses and whose log is empty, by a copy that is sealed
+/// Replaces the database at `path`, which nobody else uses and which has no log, by a copy that is sealed
 /// with `to`, or plain. What was sealed before is kept as a generation; what was plain, and every
 /// generation with it, is gone.
 pub(super) fn convert(path: &Path, from: Option<&Sealer>, to: Option<&Key>) -> Result<()> {

@@ -226,6 +226,94 @@ fn what_cannot_be_trusted_stops_the_start_and_is_left_as_it_is() {
 }
 
 #[test]
+fn a_state_that_may_not_be_written_is_not_touched() {
+    use std::os::unix::process::CommandExt;
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let home = scratch.path();
+    stop(start(home, &[]));
+    for (path, mode) in [(home.to_owned(), 0o755), (ltm(home), 0o755), (database(home), 0o644)] {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+    let (config, nobody) = (home.join("config.json"), 65_534);
+    std::fs::copy(home.join(".config/spiderweb/config.json"), &config).unwrap();
+    std::fs::set_permissions(&config, PermissionsExt::from_mode(0o644)).unwrap();
+    let before = contents(home);
+    let mut command =
+        Gateway::command(home, "0", &[("SPIDERWEB_CONFIG", config.to_str().unwrap())]);
+    let output = command.uid(nobody).gid(nobody).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    let said = text.contains("permission denied") && text.contains("runtime-memory.db");
+    assert!(output.status.code() == Some(74) && said, "{text}");
+    assert!(before == contents(home));
+}
+
+#[test]
+fn a_program_that_reads_holds_up_no_start_but_a_change_of_the_whole_file() {
+    let scratch = Scratch::new();
+    let home = scratch.path();
+    let mut gateway = start(home, &[]);
+    create(&gateway, "Demo");
+    let reader = Connection::open(database(home)).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM kv").unwrap();
+    create(&gateway, "Later");
+    gateway.program.kill();
+    let (status, text) = run(GATEWAY, home, &[(KEY, KEY_A)], &["--port", "0"]);
+    assert!(status == 74 && text.contains("another program is reading it"), "{status} {text}");
+    let gateway = start(home, &[]);
+    assert_eq!(names(&gateway), ["Demo", "Later"]);
+    let backup = home.join("backup.db");
+    config(home, &[], &["backup", backup.to_str().unwrap()]);
+    stop(gateway);
+    // It need not even be reading: it has the file open.
+    reader.execute_batch("COMMIT").unwrap();
+    let state = contents(home);
+    let (status, text) = run(CONFIG, home, &[], &["restore", backup.to_str().unwrap()]);
+    assert!(status == 74 && text.contains("another program is reading it"), "{status} {text}");
+    assert!(state == contents(home));
+    drop(reader);
+    assert_eq!(names(&start(home, &[(KEY, KEY_A)])), ["Demo", "Later"]);
+}
+
+#[test]
+fn a_change_of_key_that_is_killed_leaves_one_of_two_whole_states() {
+    let scratch = Scratch::new();
+    let home = scratch.path();
+    let gateway = start(home, &[(KEY, KEY_A)]);
+    for n in 0..20 {
+        create(&gateway, &format!("P{n}"));
+    }
+    stop(gateway);
+    let waiting = ltm(home).join("runtime-memory.db.new");
+    let mut keys = [KEY_A, KEY_B];
+    for _ in 0..8 {
+        let mut change = Command::new(CONFIG)
+            .args(["state", "reseal"])
+            .env_clear()
+            .envs([("HOME", home.to_str().unwrap()), (KEY, keys[0]), (NEW_KEY, keys[1])])
+            .current_dir(home)
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        while !waiting.exists() && change.try_wait().unwrap().is_none() {
+            std::hint::spin_loop();
+        }
+        let _ = change.kill();
+        change.wait().unwrap();
+        // Done again, unless it was done already.
+        let env = [(KEY, keys[0]), (NEW_KEY, keys[1])];
+        let (status, text) = run(CONFIG, home, &env, &["state", "reseal"]);
+        assert!(matches!(status, 0 | 78), "{status} {text}");
+        keys.reverse();
+        let gateway = start(home, &[(KEY, keys[0])]);
+        assert_eq!(names(&gateway).len(), 20);
+        stop(gateway);
+    }
+}
+
+#[test]
 fn earlier_states_are_kept_and_can_be_gone_back_to() {
     let scratch = Scratch::new();
     let home = scratch.path();
@@ -408,6 +496,12 @@ fn taken_over(home: &Path, env: &[(&str, &str)]) {
 fn the_state_of_an_original_gateway_is_taken_over_once() {
     let plain = Scratch::new();
     original(plain.path(), &snapshot().to_string());
+    stop(start(plain.path(), &[]));
+    let found = ltm(plain.path()).join("runtime-memory.db.prev");
+    let tables = "SELECT group_concat(name) FROM sqlite_schema WHERE type = 'table'";
+    let tables: String =
+        Connection::open(found).unwrap().query_row(tables, [], |r| r.get(0)).unwrap();
+    assert_eq!(tables, "mem_versions");
     taken_over(plain.path(), &[]);
     assert_eq!(original_row(plain.path()).unwrap(), snapshot().to_string());
 
