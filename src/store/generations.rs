@@ -2,10 +2,10 @@
 //! and so on. A database's generation is whole in itself, unless it was put aside with its log (`-wal`).
 
 use super::atomic::{self, Waiting};
-use super::open::{log_of, snapshot};
+use super::open::{connect, log_of, snapshot};
 use crate::base::{Cancel, Code, Error, Result, ResultExt};
-use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
+use rusqlite::{Connection, OpenFlags};
 use std::ffi::OsString;
 use std::fs::{FileTimes, Metadata, OpenOptions};
 use std::io::ErrorKind;
@@ -65,11 +65,16 @@ pub(super) fn keep_link(file: &Path) -> Result<()> {
     absent_is_fine(std::fs::hard_link(log_of(file), log_of(&prev))).context(prev.display())
 }
 
-/// Removes every generation.
-pub(super) fn forget(file: &Path) -> Result<()> {
-    for n in 1..=KEPT {
-        absent_is_fine(std::fs::remove_file(place(file, n)))?;
-        absent_is_fine(std::fs::remove_file(log_of(&place(file, n))))?;
+/// Removes every generation of a database but those that are sealed, as far as can be told.
+pub(super) fn forget_plain(file: &Path) -> Result<()> {
+    let is_sealed = |path: &Path| -> Result<bool> {
+        Ok(connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?.table_exists(None, "seal")?)
+    };
+    for path in (1..=KEPT).map(|n| place(file, n)) {
+        if path.exists() && !is_sealed(&path).unwrap_or(false) {
+            absent_is_fine(std::fs::remove_file(log_of(&path)))?;
+            absent_is_fine(std::fs::remove_file(&path))?;
+        }
     }
     Ok(())
 }
@@ -107,6 +112,8 @@ pub(super) fn copy(from: &Connection, to: &Path, go_on: &dyn Fn() -> bool) -> Re
         }
     }
     drop(backup);
+    // No copy needs a log to be read.
+    copy.execute_batch("PRAGMA journal_mode = DELETE")?;
     copy.close().map_err(|(_, e)| e)?;
     Ok(file.sync_all()?)
 }
@@ -238,7 +245,7 @@ mod tests {
             }
             assert!(!place(&path, KEPT + 1).exists());
         }
-        forget(&path).unwrap();
+        forget_plain(&path).unwrap();
         assert!((1..=KEPT).all(|n| !place(&path, n).exists()));
     }
 }

@@ -127,8 +127,8 @@ pub fn reseal(path: &Path, schemas: &[Schema], from: Option<&Key>, to: Option<&K
 }
 
 /// Replaces the database at `path`, which nobody else uses and which has no log, by a copy that is sealed
-/// with `to`, or plain. What was sealed before is kept as a generation; what was plain, and every
-/// generation with it, is gone.
+/// with `to`, or plain. What was sealed before is kept as a generation; what was plain is gone, and
+/// every plain generation with it.
 pub(super) fn convert(path: &Path, from: Option<&Sealer>, to: Option<&Key>) -> Result<()> {
     let copy = atomic::Waiting::beside(path);
     generations::copy(&open::snapshot(path)?, copy.path(), &|| true)?;
@@ -143,7 +143,7 @@ pub(super) fn convert(path: &Path, from: Option<&Sealer>, to: Option<&Key>) -> R
     conn.close().map_err(|(_, e)| e)?;
     match from {
         Some(_) => generations::keep_link(path)?,
-        None => generations::forget(path)?,
+        None => generations::forget_plain(path)?,
     }
     copy.replace(path)
 }

@@ -135,6 +135,10 @@ fn a_plain_state_is_sealed_and_no_secret_is_left_in_any_file() {
     stop(start(home, &sealed));
     assert_eq!(run(CONFIG, home, &[(KEY, KEY_A)], &["state", "unseal"]).0, 78);
     config(home, &sealed, &["state", "unseal"]);
+    // What is sealed again does not cost the sealed state that was kept.
+    stop(start(home, &sealed));
+    config(home, &sealed, &["state", "unseal"]);
+    assert!(ltm(home).join("runtime-memory.db.prev").exists());
     let gateway = start(home, &[]);
     assert_eq!(names(&gateway), ["Demo", "Later"]);
     let (status, text) = run(CONFIG, home, &sealed, &["state", "unseal"]);
@@ -339,6 +343,9 @@ fn earlier_states_are_kept_and_can_be_gone_back_to() {
     let text = config(home, &[], &["restore", from.to_str().unwrap()]);
     assert!(text.contains("access tokens stay") && text.contains(".prev"), "{text}");
     assert_eq!(std::fs::read(prev("")).unwrap(), b"spoilt");
+    for beside in ["-wal", "-shm"] {
+        assert!(!prev(&format!(".3{beside}")).exists() && !prev(beside).exists());
+    }
     assert_eq!(names(&start(home, &[])).len(), 4);
 }
 
