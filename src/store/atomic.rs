@@ -4,7 +4,7 @@ use crate::base::{Code, Error, Result, ResultExt, id};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 /// Replaces the file at `path` (mode 0600) and returns once it is on stable storage. A missing directory
@@ -23,6 +23,7 @@ fn replace(path: &Path, content: &[u8]) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let mut temporary = Temporary::create(dir)?;
     temporary.file.write_all(content)?;
+    keep_owner(&temporary.file, &path);
     temporary.file.sync_all()?;
     std::fs::rename(&temporary.path, &path)?;
     sync_dir(&path)
@@ -63,7 +64,9 @@ impl Waiting {
     }
 
     fn rename(&self, path: &Path, flags: RenameFlags) -> Result<()> {
-        File::open(&self.0)?.sync_all()?;
+        let file = File::open(&self.0)?;
+        keep_owner(&file, path);
+        file.sync_all()?;
         renameat2(AT_FDCWD, &self.0, AT_FDCWD, path, flags)?;
         sync_dir(path)
     }
@@ -72,6 +75,14 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Gives a file that takes another's place to that one's owner: root may be at work for somebody else, who
+/// could not use it afterwards. Others may give nothing away, and need not.
+fn keep_owner(new: &File, old: &Path) {
+    if let Ok(old) = old.metadata() {
+        let _ = fchown(new, Some(old.uid()), Some(old.gid()));
     }
 }
 
@@ -141,6 +152,10 @@ mod tests {
         assert_eq!(read(&path, 3).unwrap(), b"two");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(dir.path("new")).unwrap().count(), 1);
+        if std::os::unix::fs::chown(&path, Some(65_534), None).is_ok() {
+            write(&path, b"two").unwrap();
+            assert_eq!(std::fs::metadata(&path).unwrap().uid(), 65_534);
+        }
 
         let link = dir.path("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();

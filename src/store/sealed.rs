@@ -6,7 +6,7 @@ use super::open::{self, Exclusive, Lock, Schema};
 use super::seal::{Digest, Key, Sealer};
 use super::{atomic, generations, original};
 use crate::base::{Code, Error, Result, ResultExt};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::path::Path;
 
 /// Where the gateway's environment says the key. Named in messages; it is read in `config`.
@@ -151,25 +151,23 @@ pub(super) fn convert(path: &Path, from: Option<&Sealer>, to: Option<&Key>) -> R
 fn convert_rows(conn: &Connection, from: Option<&Sealer>, to: Option<&Key>) -> Result<()> {
     let to_sealer = to.map(Sealer::new);
     if conn.table_exists(None, "kv")? {
-        let mut after = None::<String>;
         let mut next = conn.prepare(
-            "SELECT key, mod_revision, value FROM kv WHERE ?1 IS NULL OR key > ?1 ORDER BY key LIMIT 1",
+            "SELECT key, mod_revision, value FROM kv WHERE key > ?1 ORDER BY key LIMIT 1",
         )?;
         let mut put = conn.prepare("UPDATE kv SET value = ?2 WHERE key = ?1")?;
-        let row = |r: &rusqlite::Row<'_>| Ok((r.get(0)?, r.get(1)?, r.get(2)?));
-        while let Some((key, revision, value)) = next.query_row([&after], row).optional()? {
-            let key: String = key;
-            let value: Vec<u8> = value;
-            let plain = match from {
-                Some(sealer) => sealer.open(&key, revision, &value)?,
-                None => value,
-            };
-            let value = match &to_sealer {
-                Some(sealer) => sealer.seal(&key, revision, &plain),
-                None => plain,
-            };
-            put.execute(params![key, value])?;
-            after = Some(key);
+        let row = |r: &Row<'_>| Ok((r.get(0)?, r.get(1)?, r.get(2)?));
+        // One at a time: what is read may not change under the reading.
+        let mut key = String::new();
+        while let Some(row) = next.query_row([&key], row).optional()? {
+            let (name, revision, mut value): (String, u64, Vec<u8>) = row;
+            if let Some(sealer) = from {
+                value = sealer.open(&name, revision, &value)?;
+            }
+            if let Some(sealer) = &to_sealer {
+                value = sealer.seal(&name, revision, &value);
+            }
+            put.execute(params![name, value])?;
+            key = name;
         }
     }
     conn.execute_batch("DROP TABLE IF EXISTS seal")?;
