@@ -388,6 +388,9 @@ fn a_backup_under_load_has_all_that_was_answered_before_it_began() {
     let (status, text) = run(CONFIG, home, &env, &["restore", backup]);
     assert!(status == 74 && text.contains("is using it"), "{status} {text}");
     gateway.program.kill();
+    let gateway = start(home, &env);
+    assert!(names(&gateway).len() >= answered.load(SeqCst));
+    stop(gateway);
 
     // Elsewhere, from nothing.
     let other = Scratch::new();
@@ -414,6 +417,8 @@ fn a_backup_under_load_has_all_that_was_answered_before_it_began() {
     }
 
     // Over what is there, which is damaged, with its log.
+    start(home, &env).program.kill();
+    assert!(ltm(home).join("runtime-memory.db-wal").exists());
     std::fs::write(database(home), "spoilt").unwrap();
     config(home, &env, &["restore", backup]);
     assert_eq!(names(&start(home, &env)).len(), restored.len());
