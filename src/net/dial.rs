@@ -1,8 +1,8 @@
 //! Outgoing connections: resolve, connect, TLS and the WebSocket handshake, all under one deadline,
 //! on the calling thread.
 
-use super::conn::{Limits, MESSAGE_MAX};
 use super::head;
+use super::limits::{Limits, MESSAGE_MAX};
 use super::transport::Transport;
 use super::url::WsUrl;
 use crate::base::{Code, Deadline, Error, Result, ResultExt};

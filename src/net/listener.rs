@@ -1,8 +1,9 @@
 //! Listening sockets: accepting, spreading the connections over the I/O threads, refusing under load.
 
 use super::Service;
-use super::conn::{Limits, Shared};
+use super::conn::Shared;
 use super::connection::Connection;
+use super::limits::Limits;
 use super::message::Role;
 use super::reactor::{Command, Counter, Port, adopt};
 use super::transport::Transport;
