@@ -4,9 +4,11 @@
 //! An answer may be overtaken by the event that makes it wrong. So whoever asks takes the time
 //! ([`Meta::now`]) before, and what comes back is only kept if nothing was told of that file since.
 
+mod dir;
+
 use super::clock::Clock;
 use crate::vfs::{Attr, Event, Kind, NodeId};
-use std::collections::HashMap;
+use dir::{Dir, Entry, Growing, Listed};
 use std::ffi::OsStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,14 +44,6 @@ pub enum Found {
     There(Attr),
 }
 
-/// An entry of a directory that is known from its first to its last.
-#[derive(Clone)]
-pub struct Listed {
-    pub name: Arc<OsStr>,
-    pub node: NodeId,
-    pub cookie: u64,
-}
-
 pub struct Meta {
     ttl: Duration,
     shards: Vec<Mutex<Shard>>,
@@ -58,6 +52,8 @@ pub struct Meta {
     /// When something was last told of a file itself, and of the names in a directory.
     stamps: Vec<AtomicU64>,
     name_stamps: Vec<AtomicU64>,
+    /// When we last changed a name in a directory ourselves.
+    own_stamps: Vec<AtomicU64>,
     /// When everything was last forgotten.
     cleared: AtomicU64,
     versions: AtomicU64,
@@ -88,45 +84,20 @@ struct Content {
     generation: u64,
 }
 
-#[derive(Default)]
-struct Dir {
-    entries: HashMap<Arc<OsStr>, Entry>,
-    /// Names that are not among the entries do not exist, until then.
-    complete: Option<Until>,
-    listing: Option<(Arc<Vec<Listed>>, u64)>,
-    growing: Option<Growing>,
-    asked: u32,
-    /// What of it is in [`Shard::names`].
-    counted: usize,
-}
-
-struct Entry {
-    /// `None`: the name changed, nobody knows how. `Some(None)`: there is no such name.
-    leads_to: Option<Option<NodeId>>,
-    until: Until,
-    /// What it led to when that was last known.
-    last: Option<NodeId>,
-}
-
-/// A listing that is being read.
-struct Growing {
-    since: Since,
-    entries: Vec<Listed>,
-    generation: u64,
-}
-
 impl Meta {
     /// Takes about `bytes` of memory at most. What no event ends is believed for `ttl`.
     pub fn new(bytes: usize, ttl: Duration) -> Meta {
         let each = (bytes / NODE_BYTES / SHARDS).max(64);
         let shard = || Shard { nodes: Clock::new(each), dirs: Clock::new(usize::MAX), names: 0 };
+        let stamps = || (0..STAMPS).map(|_| AtomicU64::new(0)).collect();
         Meta {
             ttl,
             shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
             names_max: each,
             now: AtomicU64::new(1),
-            stamps: (0..STAMPS).map(|_| AtomicU64::new(0)).collect(),
-            name_stamps: (0..STAMPS).map(|_| AtomicU64::new(0)).collect(),
+            stamps: stamps(),
+            name_stamps: stamps(),
+            own_stamps: stamps(),
             cleared: AtomicU64::new(0),
             versions: AtomicU64::new(1),
             hits: AtomicU64::new(0),
@@ -158,12 +129,18 @@ impl Meta {
         Since(now)
     }
 
-    fn holds(&self, id: NodeId, since: Since) -> bool {
+    pub fn holds(&self, id: NodeId, since: Since) -> bool {
         self.is_older(&self.stamps, id, since)
     }
 
     fn names_hold(&self, dir: NodeId, since: Since) -> bool {
         self.is_older(&self.name_stamps, dir, since)
+    }
+
+    /// Whether a listing that was asked for then can still be believed. What we do ourselves is known of each
+    /// name, but a listing may have been answered before it was done.
+    pub fn listing_holds(&self, dir: NodeId, since: Since) -> bool {
+        self.names_hold(dir, since) && self.is_older(&self.own_stamps, dir, since)
     }
 
     fn is_older(&self, stamps: &[AtomicU64], id: NodeId, since: Since) -> bool {
@@ -252,6 +229,19 @@ impl Meta {
         s.bound(dir, self.names_max);
     }
 
+    /// As [`Meta::put_entry`], of what we have just done to `name`.
+    pub fn change_entry(
+        &self,
+        since: Since,
+        dir: NodeId,
+        name: &OsStr,
+        leads_to: Option<Option<NodeId>>,
+        until: Until,
+    ) {
+        self.put_entry(since, dir, name, leads_to, until);
+        self.stamp(&self.own_stamps, dir);
+    }
+
     /// The node that `name` led to when that was last known.
     pub fn node_at(&self, dir: NodeId, name: &OsStr) -> Option<NodeId> {
         let mut s = self.shard(dir);
@@ -296,7 +286,7 @@ impl Meta {
             self.put_attr(since, &e.attr, until);
         }
         let mut s = self.shard(dir);
-        let holds = |since| self.names_hold(dir, since);
+        let holds = |since| self.listing_holds(dir, since);
         let names_max = self.names_max;
         let d = s.dirs.entry(dir, Dir::default);
         if !holds(since) {
@@ -445,37 +435,13 @@ fn slot(id: NodeId) -> usize {
     (id.0 % STAMPS as u64) as usize
 }
 
-fn is_fresh(until: Until) -> bool {
+pub fn is_fresh(until: Until) -> bool {
     until.is_none_or(|until| Instant::now() < until)
 }
 
 impl Node {
     fn known(&self) -> Option<Attr> {
         self.attr.as_ref().filter(|(_, until)| is_fresh(*until)).map(|(attr, _)| attr.clone())
-    }
-}
-
-impl Entry {
-    fn there(node: NodeId, until: Until) -> Entry {
-        Entry { leads_to: Some(Some(node)), until, last: Some(node) }
-    }
-}
-
-impl Dir {
-    fn set(&mut self, name: &OsStr, leads_to: Option<Option<NodeId>>, until: Until) {
-        let before = self.entries.get(name).and_then(|e| e.last);
-        let last = leads_to.map_or(before, |known| known);
-        self.entries.insert(name.into(), Entry { leads_to, until, last });
-        self.listing = None;
-        self.growing = None;
-    }
-
-    fn find(&self, name: &OsStr) -> Option<Option<NodeId>> {
-        match self.entries.get(name) {
-            Some(e) if is_fresh(e.until) => e.leads_to,
-            Some(_) => None,
-            None => self.complete.filter(|until| is_fresh(*until)).map(|_| None),
-        }
     }
 }
 

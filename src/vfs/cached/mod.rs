@@ -10,6 +10,7 @@ mod behind;
 mod clock;
 mod file;
 mod meta;
+mod pages;
 mod tree;
 
 use super::caller::Caller;
@@ -20,6 +21,7 @@ use ahead::Budget;
 use behind::Behind;
 use file::OpenFile;
 use meta::{Meta, Until};
+use pages::Pages;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -89,6 +91,7 @@ pub struct Cached {
     workers: Workers,
     meta: Meta,
     behind: Arc<Behind>,
+    pages: Arc<Pages>,
     sender: OnceLock<Arc<dyn behind::Sender>>,
     files: RwLock<HashMap<Handle, Arc<OpenFile>>>,
     watchers: Watchers,
@@ -106,6 +109,7 @@ impl Cached {
         let cached = Arc::new(Cached {
             meta: Meta::new(workers.options.bytes / 2, workers.options.ttl),
             behind: Arc::default(),
+            pages: Arc::default(),
             sender: OnceLock::new(),
             files: RwLock::default(),
             watchers: Watchers::default(),

@@ -2,6 +2,7 @@
 
 use super::Cached;
 use super::meta::Found;
+use super::pages::Came;
 use crate::base::{Error, Name, Result, TreePath};
 use crate::vfs::{
     Allocate, Attr, Caps, Cx, DirEntry, DirPage, Event, EventSink, Handle, LockKind, LockRequest,
@@ -30,7 +31,7 @@ impl Cached {
     /// Notes what was made at (`dir`, `name`).
     fn made(&self, since: super::meta::Since, dir: NodeId, name: Name<'_>, attr: &Attr) {
         let until = self.until();
-        self.meta.put_entry(since, dir, name.as_os_str(), Some(Some(attr.id)), until);
+        self.meta.change_entry(since, dir, name.as_os_str(), Some(Some(attr.id)), until);
         self.meta.put_attr(since, attr, until);
         self.meta.expire_attr(dir);
     }
@@ -40,7 +41,7 @@ impl Cached {
         if let Some(node) = self.meta.node_at(dir, name.as_os_str()) {
             self.meta.expire_attr(node);
         }
-        self.meta.put_entry(since, dir, name.as_os_str(), Some(None), self.until());
+        self.meta.change_entry(since, dir, name.as_os_str(), Some(None), self.until());
         self.meta.expire_attr(dir);
     }
 
@@ -66,16 +67,38 @@ impl Cached {
         (page.eof || !page.entries.is_empty()).then_some(page)
     }
 
-    fn asked(&self, cx: &Cx, at: ReadDir) -> Result<DirPage> {
-        let since = self.meta.now();
-        let mut page = self.known(at.dir, self.inner.readdir(cx, at))?;
-        self.meta.put_page(since, at.dir, at.cookie, &page, self.until());
+    fn asked(&self, cx: &Cx, at: ReadDir) -> Result<Came> {
+        let (since, until) = (self.meta.now(), self.until());
+        let page = self.known(at.dir, self.inner.readdir(cx, at))?;
+        Ok(Came { since, until, page })
+    }
+
+    /// A page as the tree tells it, remembered.
+    fn page(&self, cx: &Cx, at: ReadDir) -> Result<DirPage> {
+        let ahead = self.pages.take(&at, cx.deadline, &cx.cancel)?;
+        let came = match ahead.filter(|came| self.meta.listing_holds(at.dir, came.since)) {
+            Some(came) => came,
+            None => self.asked(cx, at)?,
+        };
+        let Came { since, until, mut page } = came;
+        self.ask_ahead(&at, &page);
+        self.meta.put_page(since, at.dir, at.cookie, &page, until);
         for e in &mut page.entries {
-            if self.behind.is_dirty(e.attr.id) {
+            if self.behind.is_dirty(e.attr.id) || !self.meta.holds(e.attr.id, since) {
                 e.attr = self.getattr(cx, e.attr.id)?;
             }
         }
         Ok(page)
+    }
+
+    /// Has the page behind this one asked for, while its reader is busy with this one.
+    fn ask_ahead(&self, at: &ReadDir, page: &DirPage) {
+        let Some(last) = page.entries.last().filter(|_| !page.eof) else { return };
+        let at = ReadDir { cookie: last.cookie, ..*at };
+        let (inner, cx) = (self.inner.clone(), self.background());
+        let (since, until) = (self.meta.now(), self.until());
+        let fetch = move || inner.readdir(&cx, at).map(|page| Came { since, until, page });
+        self.pages.ask(&at, &self.workers, fetch);
     }
 }
 
@@ -91,7 +114,7 @@ impl Tree for Cached {
         // Whoever asks for one name after the other will ask for more of them.
         if self.meta.is_worth_listing(dir) {
             let start = ReadDir { dir, cookie: 0, limit: PageLimit::DEFAULT };
-            if self.asked(cx, start).is_ok()
+            if self.page(cx, start).is_ok()
                 && let Some(found) = self.found(cx, dir, name)
             {
                 return found;
@@ -140,7 +163,7 @@ impl Tree for Cached {
     }
 
     fn readdir(&self, cx: &Cx, at: ReadDir) -> Result<DirPage> {
-        self.remembered(&at).map_or_else(|| self.asked(cx, at), Ok)
+        self.remembered(&at).map_or_else(|| self.page(cx, at), Ok)
     }
 
     /// Asks the tree each time: the answer comes behind the events of what was changed before.
@@ -279,13 +302,13 @@ impl Tree for Cached {
         let (at_old, at_new) = (self.meta.leads_to(from.0, old), self.meta.leads_to(to.0, new));
         if from.0 == to.0 && old == new || moved.is_some() && moved == replaced {
             // Two names of one file: rename(2) leaves both.
-            self.meta.put_entry(since, from.0, old, None, until);
+            self.meta.change_entry(since, from.0, old, None, until);
         } else if flags.exchange {
-            self.meta.put_entry(since, from.0, old, at_new.map(Some), until);
+            self.meta.change_entry(since, from.0, old, at_new.map(Some), until);
         } else {
-            self.meta.put_entry(since, from.0, old, Some(None), until);
+            self.meta.change_entry(since, from.0, old, Some(None), until);
         }
-        self.meta.put_entry(since, to.0, new, at_old.map(Some), until);
+        self.meta.change_entry(since, to.0, new, at_old.map(Some), until);
         for node in [moved, replaced, Some(from.0), Some(to.0)].into_iter().flatten() {
             self.meta.expire_attr(node);
         }

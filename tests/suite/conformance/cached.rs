@@ -2,12 +2,14 @@
 //! several clients see of each other.
 
 use super::{Fixture, Node, Scratch, World, conformance, name};
+use crate::mount::until;
 use bytes::Bytes;
 use spiderweb::base::{Deadline, Error, Name, Result, Timer};
 use spiderweb::vfs::synthetic::{Reply, dir, fixed, listing, message};
 use spiderweb::vfs::{
     Attr, CacheOptions, Cached, Caps, Cx, DirPage, EventSink, Handle, Local, LocalOptions, NodeId,
-    OpenFlags, Opened, Read, ReadDir, SetAttr, StatFs, Synthetic, Tree, Watch, Workers, Written,
+    OpenFlags, Opened, PageLimit, Read, ReadDir, SetAttr, StatFs, Synthetic, Tree, Watch, Workers,
+    Written,
 };
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -134,6 +136,10 @@ impl Tree for Counting {
         self.count().mkdir(cx, dir, name, mode)
     }
 
+    fn unlink(&self, cx: &Cx, dir: NodeId, name: Name<'_>) -> Result<()> {
+        self.count().unlink(cx, dir, name)
+    }
+
     fn statfs(&self, cx: &Cx, node: NodeId) -> Result<StatFs> {
         self.inner.statfs(cx, node)
     }
@@ -196,6 +202,54 @@ fn whoever_asks_for_many_names_gets_the_directory() {
     assert!(counting.asked() <= 3);
     let absent = tree.lookup(&cx, NodeId::ROOT, Name::text("none").unwrap()).unwrap_err();
     assert_eq!((absent.errno(), counting.asked()), (libc::ENOENT, 0));
+}
+
+#[test]
+fn the_next_page_is_asked_for_ahead_and_shows_what_changed_meanwhile() {
+    let (scratch, threads) = (Scratch::new(), Threads::start());
+    for n in 0..100 {
+        std::fs::write(scratch.path().join(format!("f{n:02}")), "x").unwrap();
+    }
+    let counting = Counting::new(&scratch);
+    let keep = Box::new((threads.0.clone(), scratch));
+    let tree = Cached::new(counting.clone(), threads.0.clone());
+    let fixture = Fixture { tree, links: true, host_like: true, keep };
+    let w = World::new(&fixture);
+    let page = |cookie| {
+        let limit = PageLimit { entries: 40, ..PageLimit::DEFAULT };
+        w.tree.readdir(&w.cx, ReadDir { dir: NodeId::ROOT, cookie, limit }).unwrap()
+    };
+    let ahead = |what| until(what, || counting.asked.load(Ordering::Relaxed) == 2);
+
+    let first = page(0);
+    ahead("the second page is asked for by itself");
+    counting.asked();
+    let second = page(first.entries[39].cookie);
+    until("and then the third", || counting.asked() == 1);
+    let third = page(second.entries[39].cookie);
+    assert!(third.eof && third.entries.len() == 20);
+    assert_eq!(counting.asked(), 0, "nothing is asked for twice");
+
+    // A file of the next page is written, by ourselves.
+    w.tree.mkdir(&w.cx, NodeId::ROOT, name("d"), 0o755).unwrap();
+    counting.asked();
+    let first = page(0);
+    ahead("the second page");
+    let later = second.entries.iter().find(|e| first.entries.iter().all(|f| f.name != e.name));
+    let later = later.unwrap();
+    let h = w.open(later.attr.id, OpenFlags::WRITE);
+    w.write(h, 0, b"longer");
+    w.tree.flush(&w.cx, h).unwrap();
+    let second = page(first.entries[39].cookie);
+    let seen = second.entries.iter().find(|e| e.name == later.name).unwrap();
+    assert_eq!(seen.attr.size, 6);
+
+    // A name of the next page goes.
+    let first = page(0);
+    w.tree.unlink(&w.cx, NodeId::ROOT, Name::new(&later.name).unwrap()).unwrap();
+    let second = page(first.entries[39].cookie);
+    assert!(second.entries.iter().all(|e| e.name != later.name));
+    w.tree.release(&w.cx, h).unwrap();
 }
 
 #[test]
