@@ -26,6 +26,8 @@ pub(super) struct Connection {
     pub shared: Arc<Shared>,
     pub transport: Arc<Transport>,
     stage: Stage,
+    /// What has come and was not read, as the turn was over.
+    rest: Vec<u8>,
     /// Last time that bytes came.
     heard: Instant,
     /// Reading has paused for want of room.
@@ -81,7 +83,7 @@ impl Connection {
         now: Instant,
     ) -> Connection {
         let stage = Stage::Head { bytes: Vec::new(), service, until: now + HEAD_TIME };
-        Connection { shared, transport, stage, heard: now, paused: false, more: true }
+        Connection::new(shared, transport, stage, now)
     }
 
     /// A WebSocket after its handshake; `rest` is what came behind that.
@@ -93,7 +95,17 @@ impl Connection {
         now: Instant,
     ) -> Connection {
         let stage = Stage::Open(Box::new(Session::new(&shared, rest, handler)));
-        Connection { shared, transport, stage, heard: now, paused: false, more: true }
+        Connection::new(shared, transport, stage, now)
+    }
+
+    fn new(
+        shared: Arc<Shared>,
+        transport: Arc<Transport>,
+        stage: Stage,
+        now: Instant,
+    ) -> Connection {
+        let rest = Vec::new();
+        Connection { shared, transport, stage, rest, heard: now, paused: false, more: true }
     }
 
     /// The first turn, when the connection has come to its thread.
@@ -246,15 +258,17 @@ impl Connection {
     }
 
     fn read(&mut self, now: Instant) {
-        let mut source = Source::new(&self.transport);
+        let mut source = Source::new(&self.transport, &mut self.rest);
         let outcome = match &mut self.stage {
             Stage::Head { bytes, .. } => read_head(bytes, &mut source),
             Stage::Open(session) => session.read(&self.shared, &mut source),
             Stage::Ending { .. } => discard(&mut source),
         };
-        if source.got > 0 {
+        let (got, rest) = source.end();
+        self.rest = rest;
+        if got > 0 {
             self.heard = now;
-            self.shared.port.bytes_in.add(source.got as u64);
+            self.shared.port.bytes_in.add(got as u64);
             if let Stage::Open(session) = &mut self.stage {
                 session.pinged = false;
             }

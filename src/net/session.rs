@@ -7,7 +7,9 @@ use super::message::{Frame, Message, Role};
 use super::transport::Transport;
 use super::{Closed, Handler};
 use crate::base::{Code, Error};
+use std::cell::Cell;
 use std::io::{self, ErrorKind, Read, Write};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,6 +20,8 @@ use tungstenite::protocol::{self, WebSocketConfig, WebSocketContext};
 /// Read buffer of a connection; it also bounds how much of an announced message is set aside before
 /// its bytes come.
 const READ_BUFFER: usize = 4 << 10;
+/// What is taken from the kernel at a time, by each thread that reads.
+const PIECE: usize = 32 << 10;
 /// Messages and bytes read from one connection before others get their turn.
 const TURN_MESSAGES: usize = 64;
 const TURN_BYTES: usize = 1 << 20;
@@ -192,37 +196,74 @@ pub(super) fn discard(source: &mut Source<'_>) -> Outcome {
     }
 }
 
-/// The incoming bytes of one turn, bounded. What tungstenite writes goes nowhere.
+/// The incoming bytes of one turn, bounded. They are taken from the kernel in large pieces, as tungstenite
+/// asks for small ones. What tungstenite writes goes nowhere.
 pub(super) struct Source<'a> {
     transport: &'a Transport,
-    pub got: usize,
+    buffer: Box<[u8]>,
+    /// What of the buffer has not been read yet.
+    left: Range<usize>,
+    got: usize,
     dry: bool,
 }
 
+thread_local! {
+    /// Taken for the length of a turn.
+    static BUFFER: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+}
+
 impl<'a> Source<'a> {
-    pub fn new(transport: &'a Transport) -> Source<'a> {
-        Source { transport, got: 0, dry: false }
+    /// `rest` is what the turn before has left.
+    pub fn new(transport: &'a Transport, rest: &mut Vec<u8>) -> Source<'a> {
+        let mut buffer = BUFFER.take().unwrap_or_else(|| vec![0; PIECE].into());
+        let left = 0..rest.len();
+        buffer[left.clone()].copy_from_slice(rest);
+        // Its memory too: few turns leave anything.
+        *rest = Vec::new();
+        Source { transport, buffer, left, got: 0, dry: false }
+    }
+
+    /// How many bytes have come, and what of them was not read: the next turn's.
+    pub fn end(self) -> (usize, Vec<u8>) {
+        (self.got, self.buffer[self.left.clone()].to_vec())
     }
 
     /// The turn's share is used up; there may be more.
     fn spent(&self) -> bool {
         self.got >= TURN_BYTES
     }
-}
 
-impl Read for Source<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    fn fill(&mut self) -> io::Result<()> {
         if self.dry || self.spent() {
             return Err(ErrorKind::WouldBlock.into());
         }
         let n = loop {
-            match self.transport.read(buffer) {
+            match self.transport.read(&mut self.buffer) {
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 done => break done?,
             }
         };
         self.got += n;
-        self.dry = n > 0 && n < buffer.len() && self.transport.short_read_is_dry();
+        self.dry = n > 0 && n < self.buffer.len() && self.transport.short_read_is_dry();
+        self.left = 0..n;
+        Ok(())
+    }
+}
+
+impl Drop for Source<'_> {
+    fn drop(&mut self) {
+        BUFFER.set(Some(std::mem::take(&mut self.buffer)));
+    }
+}
+
+impl Read for Source<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.left.is_empty() {
+            self.fill()?;
+        }
+        let n = self.left.len().min(into.len());
+        into[..n].copy_from_slice(&self.buffer[self.left.start..self.left.start + n]);
+        self.left.start += n;
         Ok(n)
     }
 }

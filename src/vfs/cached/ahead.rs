@@ -10,8 +10,8 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Asked for at a time.
-const PIECE: u32 = 512 << 10;
+/// Asked for at a time: what the caches of a processor hold until it is passed on.
+const PIECE: u32 = 256 << 10;
 /// How far ahead, at first and at most.
 const WINDOW: (u64, u64) = (512 << 10, 8 << 20);
 /// A reader that comes this far from where the last read ended still reads in order: the kernel asks
@@ -43,6 +43,15 @@ impl Budget {
 
 /// A part of a budget; dropping it gives it back.
 pub struct Share(Arc<Budget>, usize);
+
+impl Share {
+    /// A part of it, at most all.
+    pub fn split(&mut self, n: usize) -> Share {
+        let n = n.min(self.1);
+        self.1 -= n;
+        Share(self.0.clone(), n)
+    }
+}
 
 impl Drop for Share {
     fn drop(&mut self) {

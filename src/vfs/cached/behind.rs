@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A write is sent when it has grown to this, if nobody asks earlier.
-const SEGMENT: usize = 512 << 10;
+/// A write is sent when it has grown to this, if nobody asks earlier; larger ones are cut. It is what the caches of
+/// a processor hold until it is passed on.
+const SEGMENT: usize = 256 << 10;
 /// A write is sent after this, if nobody asks earlier.
 const SWEEP: Duration = Duration::from_millis(200);
 /// Writes of one file on their way at a time.
@@ -68,6 +69,35 @@ impl Segment {
         let mut all = BytesMut::with_capacity(self.len);
         self.parts.iter().for_each(|part| all.extend_from_slice(part));
         (all.freeze(), self._shares)
+    }
+}
+
+impl State {
+    /// Queues a write: behind the last one as a part of it, or in pieces of its own.
+    fn put(&mut self, handle: Handle, mut at: u64, mut data: Bytes, mut share: Share) {
+        while !data.is_empty() {
+            let part = data.split_to(data.len().min(SEGMENT));
+            let (len, share) = (part.len(), share.split(part.len()));
+            match self.queue.back_mut() {
+                Some(last)
+                    if last.handle == handle && last.end() == at && last.len + len <= SEGMENT =>
+                {
+                    last.len += len;
+                    last.parts.push(part);
+                    last._shares.push(share);
+                }
+                _ => {
+                    let (parts, _shares) = (vec![part], vec![share]);
+                    self.queue.push_back(Segment { handle, at, len, parts, _shares });
+                }
+            }
+            at += len as u64;
+        }
+    }
+
+    /// There is something to send before anybody asks for it.
+    fn is_ripe(&self) -> bool {
+        self.queue.len() > 1 || self.queue.front().is_some_and(|q| q.len >= SEGMENT)
     }
 }
 
@@ -136,24 +166,8 @@ impl Behind {
             let mut files = self.lock();
             let dirty = files.entry(node).or_default().clone();
             let mut s = dirty.lock();
-            match s.queue.back_mut() {
-                Some(last)
-                    if last.handle == handle
-                        && last.end() == at
-                        && last.len + data.len() <= SEGMENT =>
-                {
-                    last.len += data.len();
-                    last.parts.push(data);
-                    last._shares.push(share);
-                }
-                _ => {
-                    let len = data.len();
-                    let parts = vec![data];
-                    s.queue.push_back(Segment { handle, at, len, parts, _shares: vec![share] });
-                }
-            }
-            let ripe = s.queue.len() > 1 || s.queue.front().is_some_and(|q| q.len >= SEGMENT);
-            let call = ripe && !s.called;
+            s.put(handle, at, data, share);
+            let call = s.is_ripe() && !s.called;
             s.called |= call;
             drop(s);
             call.then_some(dirty)
@@ -177,12 +191,10 @@ impl Behind {
         let held = dirty.clone();
         let work = move || {
             dirty.lock().called = false;
-            let ripe =
-                |s: &State| s.queue.len() > 1 || s.queue.front().is_some_and(|q| q.len >= SEGMENT);
             loop {
                 let more = {
                     let mut s = dirty.lock();
-                    let more = ripe(&s);
+                    let more = s.is_ripe();
                     let help =
                         more && s.queue.len() > 1 && !s.called && s.flying.len() + 1 < FLYING_MAX;
                     s.called |= help;

@@ -145,6 +145,26 @@ fn requests_in_flight_hold_back_the_next() {
 }
 
 #[test]
+fn what_came_while_nothing_was_read_is_handed_on_in_order() {
+    let (begun, held) = unbounded();
+    let limits = Limits { max_inflight: 4, ..Limits::default() };
+    let server = Server::start(limits, move |conn, message| {
+        begun.send((message, conn.begin())).unwrap();
+    });
+    let mut raw = Raw::connect(server.addr());
+    // Far more than is taken from the socket at a time.
+    let texts: Vec<_> = (0..20_000).map(|n| format!("message {n}")).collect();
+    let all: Vec<u8> = texts.iter().flat_map(|t| frame(FIN | TEXT, t.as_bytes())).collect();
+    std::thread::scope(|s| {
+        s.spawn(|| raw.send(&all));
+        for text in &texts {
+            let (message, _guard) = held.recv_timeout(LONG).unwrap();
+            assert_eq!(message.as_bytes(), text.as_bytes());
+        }
+    });
+}
+
+#[test]
 fn a_disconnect_is_noticed_though_nothing_is_read() {
     let (server, begun) = holding(1);
     let mut raw = Raw::connect(server.addr());
