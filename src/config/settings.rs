@@ -102,6 +102,11 @@ settings! {
         /// Least urgent level that is logged.
         level: LevelFilter = LevelFilter::Info, Any;
     }
+    /// The control plane.
+    control: Control {
+        /// Records of the audit log that are kept.
+        audit_keep: u64 = 100_000, Range(1_000, 10_000_000);
+    }
     /// Agents, their work and their state.
     runtime: Runtime {
         /// Threads that answer chat messages, and so how many are answered at the same time.

@@ -2,6 +2,7 @@
 //! mutations that are durable before they are answered. No sockets, and no trees: what a mutation means
 //! for them is told to listeners.
 
+pub mod audit;
 mod authenticator;
 mod catalogue;
 mod counts;

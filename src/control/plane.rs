@@ -2,6 +2,7 @@
 //! durable, then published and answered; many may be on their way to the disk at once. Readers see only
 //! what is durable.
 
+use super::audit::{self, Audit, Entry};
 use super::counts::Counts;
 use super::reconcile::Reconciler;
 use super::state::{Change, PREFIX, State};
@@ -22,6 +23,7 @@ pub struct Plane {
     changed: Notify,
     pub(super) reconciler: Reconciler,
     counts: Counts,
+    audit: Arc<Audit>,
 }
 
 /// The newest state, which mutations are validated against, with those still on their way.
@@ -37,7 +39,9 @@ impl Plane {
     /// written then.
     pub fn open(kv: Arc<dyn Kv>) -> Result<Arc<Plane>> {
         let state = load(&*kv)?;
+        let audit = Arc::new(Audit::open(kv.clone())?);
         Ok(Arc::new(Plane {
+            audit,
             kv,
             published: RwLock::new(Arc::new(state.clone())),
             head: Mutex::new(Head { state, in_flight: 0, stale: false }),
@@ -58,6 +62,10 @@ impl Plane {
         &self.counts
     }
 
+    pub fn audit(&self) -> &Arc<Audit> {
+        &self.audit
+    }
+
     /// Notified after every published mutation.
     pub fn changed(&self) -> &Notify {
         &self.changed
@@ -74,23 +82,40 @@ impl Plane {
         self: &Arc<Plane>,
         decide: impl FnOnce(&State, i64) -> Result<(T, Vec<Change>)>,
     ) -> Result<T> {
+        self.mutate_for(None, decide).map(|(answer, _)| answer)
+    }
+
+    /// As [`Plane::mutate`], and records in the same transaction what `entry` says of it, with what was
+    /// changed; also says whether it did: what changes nothing, or happens every minute, leaves no record.
+    pub fn mutate_for<T>(
+        self: &Arc<Plane>,
+        entry: Option<Entry>,
+        decide: impl FnOnce(&State, i64) -> Result<(T, Vec<Change>)>,
+    ) -> Result<(T, bool)> {
         let done = Arc::new(Outcome::default());
         let answer = {
             let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
             self.refresh(&mut head)?;
             let (answer, changes) = decide(&head.state, now_ms())?;
             if changes.is_empty() {
-                return Ok(answer);
+                return Ok((answer, false));
             }
+            let entry = entry.filter(|_| !audit::is_routine(&head.state, &changes));
+            let entry = entry.map(|e| e.changing(&changes));
+            let writing = entry.is_some().then(|| self.audit.begin()).transpose()?;
             for change in &changes {
                 head.state.apply(change);
             }
             head.in_flight += 1;
             // Handed over under the lock, so that commits reach the disk in the order decided.
             let (plane, done) = (self.clone(), done.clone());
-            self.kv
-                .commit_then(txn(&changes), Box::new(move |r| done.set(plane.finish(&changes, r))));
-            answer
+            let (txn, is_recorded) = (txn(&changes), entry.is_some());
+            let done = Box::new(move |r| done.set(plane.finish(&changes, r)));
+            match writing {
+                Some(writing) => writing.commit(txn, entry, done),
+                None => self.kv.commit_then(txn, done),
+            }
+            (answer, is_recorded)
         };
         done.wait()?;
         Ok(answer)

@@ -7,6 +7,7 @@ use super::state::{MOTHER, SYSTEM};
 use super::topics::Topics;
 use crate::base::{Code, Error, Result, now_ms};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -104,6 +105,8 @@ pub struct Session {
     pub subscribed: Option<Topics>,
     /// A watch of nodes' services that was just answered; to be taken by who holds the connection.
     pub begun: Option<Beginning>,
+    /// From where the connection came.
+    pub peer: Option<SocketAddr>,
     /// The initial binding was looked for.
     settled: bool,
     pub(super) bindings: BTreeMap<String, Attached>,
@@ -118,6 +121,7 @@ impl Session {
             negotiated: false,
             subscribed: None,
             begun: None,
+            peer: None,
             settled: false,
             bindings: BTreeMap::new(),
             active: MAIN.into(),

@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex};
 
+mod audit;
 mod auth;
 mod mounts;
 mod nodes;
@@ -144,6 +145,7 @@ impl Gateway {
     fn reopen(self) -> Gateway {
         let scopes = self.cx.scopes.clone();
         self.cx.history.flush().unwrap();
+        self.cx.plane.audit().finish().unwrap();
         drop(self.cx);
         Gateway::open(self.dir, scopes)
     }
@@ -258,12 +260,11 @@ fn the_handshake_comes_first() {
 }
 
 #[test]
-fn unknown_and_reserved_names_are_told_apart() {
+fn unknown_names_and_those_of_answers_are_told_apart() {
     let g = Gateway::new();
     let mut c = g.connect(Role::Admin);
     assert_eq!(c.err("nope", json!({})), Code::UnsupportedLegacyApi);
     assert_eq!(c.err("pong", json!({})), Code::Unsupported);
-    assert_eq!(c.err("audit_tail", json!({})), Code::Unsupported);
 }
 
 #[test]

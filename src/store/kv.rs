@@ -17,10 +17,12 @@ pub struct Versioned {
     pub mod_revision: u64,
 }
 
-/// Changes that happen together, and only if every compared key is still at its revision (0: absent).
+/// Changes that happen together, and only if every compared key is still at its revision (0: absent) and
+/// every key of `present` is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Txn {
     pub compare: Vec<(String, u64)>,
+    pub present: Vec<String>,
     pub puts: Vec<(String, Vec<u8>)>,
     pub deletes: Vec<String>,
 }
@@ -45,7 +47,7 @@ pub trait Kv: Send + Sync {
     fn range(&self, prefix: &str) -> Result<Vec<Versioned>>;
 
     /// Calls `done` with the new revision once the changes are durable. Errors: `again` when a compared
-    /// key has changed.
+    /// key has changed, or one of `present` is not there.
     fn commit_then(&self, txn: Txn, done: KvDone);
 
     /// [`Kv::commit_then`], waiting for the outcome.
@@ -186,6 +188,11 @@ fn apply(tx: &Connection, txn: Txn, sealer: Option<&Sealer>) -> Result<(u64, Vec
             return Err(Error::new(Code::Again, message));
         }
     }
+    for key in &txn.present {
+        if revision_of(tx, key)?.is_none() {
+            return Err(Error::new(Code::Again, format!("{key} is not there; read it again")));
+        }
+    }
     let revision: u64 = tx
         .prepare_cached("UPDATE kv_revision SET revision = revision + 1 RETURNING revision")?
         .query_row([], |r| r.get(0))?;
@@ -259,6 +266,11 @@ mod tests {
         both.deletes.push("node/2".into());
         assert_eq!(kv.commit(both).unwrap(), 3);
         assert_eq!(kv.get("node/2").unwrap(), None);
+
+        let behind = |key: &str| Txn { present: vec![key.into()], ..put("node/3", 0, "d") };
+        assert_eq!(kv.commit(behind("node/2")).unwrap_err().code, Code::Again);
+        assert_eq!(kv.get("node/3").unwrap(), None);
+        assert_eq!(kv.commit(behind("node/1")).unwrap(), 4);
         let one = Versioned { key: "node/1".into(), value: b"c".to_vec(), mod_revision: 3 };
         assert_eq!(kv.get("node/1").unwrap(), Some(one));
     }

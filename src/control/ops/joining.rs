@@ -21,7 +21,7 @@ pub(super) const NODES_MAX: usize = 100_000;
 
 pub(super) fn invite_create(call: &mut Call<'_>) -> Result<Object> {
     let expires_in_ms = call.duration_ms("expires_in_ms", INVITE_MS)?;
-    let invite = call.cx.plane.mutate(|state, now_ms| {
+    let invite = call.mutate(|state, now_ms| {
         let (open, spent): (Vec<&Invite>, Vec<_>) =
             state.invites.values().map(|i| &**i).partition(|i| i.is_open(now_ms));
         // Of those that can no longer be used the newest stay for a while, so that who comes late is
@@ -80,7 +80,7 @@ pub(super) fn invite_list(call: &mut Call<'_>) -> Result<Object> {
 /// Takes back an invite that nobody has used.
 pub(super) fn invite_revoke(call: &mut Call<'_>) -> Result<Object> {
     let invite_id = call.payload.required("invite_id")?;
-    call.cx.plane.mutate(|state, _| {
+    call.mutate(|state, _| {
         let invite = id_number(&invite_id, "invite-").and_then(|n| state.invites.get(&n));
         let invite = invite.ok_or_else(|| {
             Error::new(Code::InviteNotFound, format!("there is no invite {invite_id:?}"))
@@ -99,7 +99,7 @@ pub(super) fn ensure(call: &mut Call<'_>) -> Result<Object> {
     let name = identifier("node_name", call.payload.required("node_name")?, 128)?;
     let fs_url = fs_url(&call.payload)?;
     let ttl_ms = lease_ttl(call)?;
-    let (node, created) = call.cx.plane.mutate(|state, now_ms| {
+    let (node, created) = call.mutate(|state, now_ms| {
         if let Some(node) = state.nodes.values().find(|n| n.name == name) {
             let node = Arc::new(node.refreshed(fs_url, ttl_ms, now_ms));
             return Ok(((node.clone(), false), vec![Change::PutNode(node)]));
@@ -117,7 +117,7 @@ pub(super) fn join(call: &mut Call<'_>) -> Result<Object> {
     let name = node_name(&call.payload)?;
     let fs_url = fs_url(&call.payload)?.unwrap_or_default();
     let ttl_ms = lease_ttl(call)?;
-    let node = call.cx.plane.mutate(|state, now_ms| {
+    let node = call.mutate(|state, now_ms| {
         let invite = state.invites.values().find(|i| id::same_secret(&i.token, &token));
         let invite = invite.ok_or_else(|| {
             Error::new(Code::InviteNotFound, "invite_token is not one that was given out")
@@ -156,7 +156,7 @@ pub(super) fn request(call: &mut Call<'_>) -> Result<Object> {
     let name = node_name(&call.payload)?;
     let fs_url = fs_url(&call.payload)?.unwrap_or_default();
     let platform = platform(&call.payload, Platform::default())?;
-    let pending = call.cx.plane.mutate(|state, now_ms| {
+    let pending = call.mutate(|state, now_ms| {
         let (answered, waiting): (Vec<&PendingJoin>, Vec<_>) =
             state.pending.values().map(|p| &**p).partition(|p| p.approved.is_some());
         let is_old = |p: &PendingJoin| p.requested_at_ms + KEEP_MS < now_ms;
@@ -212,7 +212,7 @@ pub(super) fn pending_list(call: &mut Call<'_>) -> Result<Object> {
 pub(super) fn approve(call: &mut Call<'_>) -> Result<Object> {
     let request_id = call.payload.required("request_id")?;
     let ttl_ms = lease_ttl(call)?;
-    let node = call.cx.plane.mutate(|state, now_ms| {
+    let node = call.mutate(|state, now_ms| {
         let pending = find(state, &request_id)?;
         if pending.approved.is_some() {
             return Err(not_found(&request_id));
@@ -233,7 +233,7 @@ pub(super) fn approve(call: &mut Call<'_>) -> Result<Object> {
 
 pub(super) fn deny(call: &mut Call<'_>) -> Result<Object> {
     let request_id = call.payload.required("request_id")?;
-    call.cx.plane.mutate(|state, _| {
+    call.mutate(|state, _| {
         let pending = find(state, &request_id)?;
         if pending.approved.is_some() {
             return Err(not_found(&request_id));

@@ -4,6 +4,7 @@
 
 mod agents;
 mod aliases;
+mod audit;
 mod auth;
 mod handshake;
 mod joining;
@@ -21,14 +22,15 @@ pub use aliases::ALIASES;
 
 use super::events::Events;
 use super::session::{Door, Role, Session};
-use super::state::{MOTHER, State};
-use super::topics::{OnSecurity, SecurityEvent};
+use super::state::{Change, MOTHER, State};
+use super::topics::OnSecurity;
 use super::workspace::Viewer;
 use super::{Agents, Authenticator, History, Plane};
 use crate::base::{Code, Error, Result, id, now_ms};
 use crate::wire::control::{self, Correlation, RESPONSES};
 use crate::wire::{Envelope, Fields, Frame, Object};
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// Who may call.
@@ -50,6 +52,19 @@ pub enum Scope {
     Project,
 }
 
+/// What the audit log keeps of an operation, beside every refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trail {
+    /// Nothing more.
+    Refusals,
+    /// What changed the state, with the change, and every error.
+    Changes,
+    /// Every end, as soon as somebody writes.
+    Ends,
+    /// Every end; success before it is answered, as it changes more than the state.
+    Durable,
+}
+
 /// An operation.
 pub struct Op {
     pub name: &'static str,
@@ -59,6 +74,7 @@ pub struct Op {
     pub scope: Scope,
     /// Its errors carry `correlation_id`.
     pub correlates: bool,
+    pub trail: Trail,
     run: fn(&mut Call<'_>) -> Result<Object>,
 }
 
@@ -68,7 +84,13 @@ const fn op(
     scope: Scope,
     run: fn(&mut Call<'_>) -> Result<Object>,
 ) -> Op {
-    Op { name, access, passes_gate: matches!(access, Access::Node), scope, correlates: true, run }
+    let passes_gate = matches!(access, Access::Node);
+    let trail = match (access, scope) {
+        (Access::Node, Scope::None) => Trail::Changes,
+        (_, Scope::None) => Trail::Refusals,
+        _ => Trail::Ends,
+    };
+    Op { name, access, passes_gate, scope, correlates: true, trail, run }
 }
 
 impl Op {
@@ -79,6 +101,10 @@ impl Op {
     const fn uncorrelated(self) -> Op {
         Op { correlates: false, ..self }
     }
+
+    const fn leaving(self, trail: Trail) -> Op {
+        Op { trail, ..self }
+    }
 }
 
 /// Every operation that is served.
@@ -87,23 +113,36 @@ pub const TABLE: &[Op] = &[
     op("connect", Access::Anyone, Scope::None, handshake::connect).passing().uncorrelated(),
     op("ping", Access::Anyone, Scope::None, handshake::ping).passing().uncorrelated(),
     op("metrics", Access::Admin, Scope::None, handshake::metrics).uncorrelated(),
-    op("session_attach", Access::Anyone, Scope::None, sessions::attach).passing().uncorrelated(),
+    op("session_attach", Access::Anyone, Scope::None, sessions::attach)
+        .passing()
+        .uncorrelated()
+        .leaving(Trail::Ends),
     op("session_list", Access::Anyone, Scope::None, sessions::list).uncorrelated(),
     op("session_status", Access::Anyone, Scope::None, sessions::status).uncorrelated(),
-    op("session_resume", Access::Anyone, Scope::None, sessions::resume).uncorrelated(),
-    op("session_close", Access::Anyone, Scope::None, sessions::close).uncorrelated(),
+    op("session_resume", Access::Anyone, Scope::None, sessions::resume)
+        .uncorrelated()
+        .leaving(Trail::Ends),
+    op("session_close", Access::Anyone, Scope::None, sessions::close)
+        .uncorrelated()
+        .leaving(Trail::Ends),
     op("session_restore", Access::Anyone, Scope::None, sessions::restore).passing().uncorrelated(),
     op("session_history", Access::Anyone, Scope::None, sessions::history).passing().uncorrelated(),
     op("debug_subscribe", Access::Anyone, Scope::None, watching::subscribe).uncorrelated(),
     op("debug_unsubscribe", Access::Anyone, Scope::None, watching::unsubscribe).uncorrelated(),
     op("auth_status", Access::Admin, Scope::None, auth::status).uncorrelated(),
-    op("auth_rotate", Access::Admin, Scope::None, auth::rotate).uncorrelated(),
-    op("auth_token_create", Access::Admin, Scope::None, auth::create).uncorrelated(),
+    op("auth_rotate", Access::Admin, Scope::None, auth::rotate)
+        .uncorrelated()
+        .leaving(Trail::Durable),
+    op("auth_token_create", Access::Admin, Scope::None, auth::create)
+        .uncorrelated()
+        .leaving(Trail::Durable),
     op("auth_token_list", Access::Admin, Scope::None, auth::list).uncorrelated(),
-    op("auth_token_revoke", Access::Admin, Scope::None, auth::revoke).uncorrelated(),
+    op("auth_token_revoke", Access::Admin, Scope::None, auth::revoke)
+        .uncorrelated()
+        .leaving(Trail::Durable),
     op("agent_list", Access::Anyone, Scope::None, agents::list).passing(),
     op("agent_get", Access::Anyone, Scope::None, agents::get).passing(),
-    op("agent_ensure", Access::Admin, Scope::None, agents::ensure),
+    op("agent_ensure", Access::Admin, Scope::None, agents::ensure).leaving(Trail::Durable),
     op("node_invite_create", Access::Admin, Scope::Node, joining::invite_create),
     op("node_invite_list", Access::Admin, Scope::Node, joining::invite_list),
     op("node_invite_revoke", Access::Admin, Scope::Node, joining::invite_revoke),
@@ -137,13 +176,10 @@ pub const TABLE: &[Op] = &[
     op("project_bind_set", Access::Anyone, Scope::Project, mounts::bind_set),
     op("project_bind_remove", Access::Anyone, Scope::Project, mounts::bind_remove),
     op("project_bind_list", Access::Anyone, Scope::None, mounts::bind_list),
+    op("audit_tail", Access::Admin, Scope::None, audit::tail),
     op("workspace_status", Access::Anyone, Scope::None, workspaces::status),
     op("reconcile_status", Access::Anyone, Scope::None, workspaces::reconcile_status),
 ];
-
-/// Names of the protocol that are not served yet: known, so answered `unsupported` rather than as
-/// something that never existed.
-const RESERVED: &[&str] = &["audit_tail"];
 
 /// The operation that a name, be it an alias, stands for.
 pub fn find(name: &str) -> Option<&'static Op> {
@@ -238,11 +274,23 @@ impl Context {
 struct Call<'a> {
     cx: &'a Context,
     session: &'a mut Session,
+    op: &'static Op,
+    correlation_id: Option<&'a str>,
     payload: Fields<'a>,
     has_payload: bool,
+    /// What it did has its record.
+    recorded: Cell<bool>,
 }
 
 impl Call<'_> {
+    /// [`Plane::mutate`], recorded.
+    fn mutate<T>(&self, decide: impl FnOnce(&State, i64) -> Result<(T, Vec<Change>)>) -> Result<T> {
+        let entry = audit::entry(self.op, self.session, self.correlation_id, &self.payload);
+        let (answer, recorded) = self.cx.plane.mutate_for(Some(entry), decide)?;
+        self.recorded.set(self.recorded.get() || recorded);
+        Ok(answer)
+    }
+
     /// The project token in the payload. Errors: `invalid_payload`.
     fn project_token(&self) -> Result<Option<String>> {
         let token = self.payload.string("project_token")?;
@@ -303,36 +351,43 @@ pub fn handle(cx: &Context, session: &mut Session, envelope: &Envelope<'_>) -> A
     let id = envelope.id.as_deref();
     let refuse = |mut e: Error, correlates: bool| {
         e.message = shortened(e.message);
-        let shown = envelope.correlation_id.as_deref().or(id);
-        let correlation = if correlates { Correlation::Shown(shown) } else { Correlation::Omitted };
+        let shown = match correlates {
+            true => Correlation::Shown(correlation(envelope)),
+            false => Correlation::Omitted,
+        };
         let close = e.code == Code::ProtocolMismatch;
-        Answer { frame: control::error(id, correlation, &e), close, error: Some(e.code) }
+        Answer { frame: control::error(id, shown, &e), close, error: Some(e.code) }
     };
     let Some(op) = find(name) else {
         return refuse(unknown(name), false);
-    };
-    let guard = |session: &Session, e: &Error| {
-        let correlation_id = envelope.correlation_id.as_deref().or(id);
-        if let Some(event) = SecurityEvent::of(session, op.name, correlation_id, e) {
-            (cx.on_security)(event);
-        }
     };
     if session.negotiated && !matches!(op.name, "version" | "ping") {
         session.settle(cx);
     }
     if let Err(e) = admit(cx, session, op, envelope) {
-        guard(session, &e);
+        audit::refused(cx, session, op, envelope, &e);
         return refuse(e, false);
     }
-    let outcome = enter(cx, session, op, envelope).and_then(|mut call| (op.run)(&mut call));
-    let outcome = outcome.inspect_err(|e| guard(session, e));
+    let outcome = enter(cx, session, op, envelope).and_then(|mut call| {
+        let payload = (op.run)(&mut call)?;
+        audit::succeeded(&call);
+        Ok(payload)
+    });
     match outcome {
         Ok(payload) => {
             let payload = aliases::answer(name, payload.finish());
             Answer { frame: control::reply(name, id, &payload), close: false, error: None }
         }
-        Err(e) => refuse(e, op.correlates),
+        Err(e) => {
+            audit::refused(cx, session, op, envelope, &e);
+            refuse(e, op.correlates)
+        }
     }
+}
+
+/// What a request is known by, in records and errors.
+fn correlation<'a>(envelope: &'a Envelope<'_>) -> Option<&'a str> {
+    envelope.correlation_id.as_deref().or(envelope.id.as_deref())
 }
 
 /// Words for people, who would not read what a client sent in full.
@@ -345,7 +400,7 @@ fn shortened(message: Cow<'static, str>) -> Cow<'static, str> {
 
 /// The error for a name without a handler (spec: control 3.3).
 fn unknown(name: &str) -> Error {
-    if RESPONSES.contains(&name) || RESERVED.contains(&name) {
+    if RESPONSES.contains(&name) {
         return Error::new(Code::Unsupported, "unsupported control operation");
     }
     Error::new(Code::UnsupportedLegacyApi, "UnsupportedType")
@@ -378,7 +433,7 @@ fn admit(cx: &Context, session: &Session, op: &Op, envelope: &Envelope<'_>) -> R
 fn enter<'a>(
     cx: &'a Context,
     session: &'a mut Session,
-    op: &Op,
+    op: &'static Op,
     envelope: &'a Envelope<'a>,
 ) -> Result<Call<'a>> {
     if op.access == Access::Admin && !session.is_admin() {
@@ -409,7 +464,15 @@ fn enter<'a>(
     if scoped {
         cx.scopes.check(op.scope, &payload)?;
     }
-    Ok(Call { cx, session, payload, has_payload: value.is_some() })
+    Ok(Call {
+        cx,
+        session,
+        op,
+        correlation_id: correlation(envelope),
+        payload,
+        has_payload: value.is_some(),
+        recorded: Cell::new(false),
+    })
 }
 
 /// Reads an identifier (spec: control 7). Errors: `invalid_payload`, naming the field.

@@ -21,7 +21,7 @@ pub(super) fn lease_refresh(call: &mut Call<'_>) -> Result<Object> {
     let (node_id, secret) = credentials(call)?;
     let fs_url = joining::fs_url(&call.payload)?;
     let ttl_ms = joining::lease_ttl(call)?;
-    let node = call.cx.plane.mutate(|state, now_ms| {
+    let node = call.mutate(|state, now_ms| {
         let (node, proof) = authenticated(state, &node_id, &secret, now_ms)?;
         let former = node.former.clone().filter(|_| proof == Proof::Former);
         let node = node.refreshed(fs_url, ttl_ms, now_ms);
@@ -48,7 +48,7 @@ pub(super) fn delete(call: &mut Call<'_>) -> Result<Object> {
     let node_id = call.payload.required("node_id")?;
     let secret = call.payload.string("node_secret")?;
     let admin = call.session.is_admin();
-    call.cx.plane.mutate(|state, now_ms| {
+    call.mutate(|state, now_ms| {
         let node = match &secret {
             Some(secret) => authenticated(state, &node_id, secret, now_ms)?.0,
             None if admin => state.node(&node_id)?,
@@ -118,7 +118,7 @@ pub(super) fn secret_rotate(call: &mut Call<'_>) -> Result<Object> {
         }
     };
     let admin = call.session.is_admin();
-    let (node, rotated) = call.cx.plane.mutate(|state, now_ms| {
+    let (node, rotated) = call.mutate(|state, now_ms| {
         let (node, proof) = match &secret {
             Some(secret) => authenticated(state, &node_id, secret, now_ms)?,
             None if admin => (state.node(&node_id)?, Proof::Current),
@@ -145,7 +145,7 @@ pub(super) fn service_upsert(call: &mut Call<'_>) -> Result<Object> {
     let labels = payload.object("labels")?.map(|f| labels(&f)).transpose()?;
     let services = payload.array("services")?;
     let services = services.map(|list| read_services(&list)).transpose()?;
-    call.cx.plane.mutate(|state, now_ms| {
+    call.mutate(|state, now_ms| {
         let (old, proof) = authenticated(state, &node_id, &secret, now_ms)?;
         let node = Arc::new(Node {
             former: old.former.clone().filter(|_| proof == Proof::Former),

@@ -66,7 +66,7 @@ impl Target {
         action: Action,
         edit: impl FnOnce(&State, &mut Project) -> Result<()>,
     ) -> Result<Arc<Project>> {
-        call.cx.plane.mutate(|state, now_ms| {
+        call.mutate(|state, now_ms| {
             let old = self.find_as_seen(call, state, action)?;
             let mut new = (**old).clone();
             edit(state, &mut new)?;
@@ -152,7 +152,7 @@ pub(super) fn create(call: &mut Call<'_>) -> Result<Object> {
     call.payload.required("name")?;
     call.payload.required("vision")?;
     let attributes = Attributes::read(&call.payload)?;
-    let project = call.cx.plane.mutate(|state, now_ms| {
+    let project = call.mutate(|state, now_ms| {
         let (project, last) = attributes.create(state, now_ms)?;
         let project = Arc::new(project);
         Ok((project.clone(), vec![last, Change::PutProject(project)]))
@@ -174,7 +174,7 @@ pub(super) fn update(call: &mut Call<'_>) -> Result<Object> {
 /// The agents that worked in it work in none then; mother goes back to where she belongs.
 pub(super) fn delete(call: &mut Call<'_>) -> Result<Object> {
     let target = Target::read(call)?;
-    call.cx.plane.mutate(|state, _| {
+    call.mutate(|state, _| {
         let project = target.find_as_seen(call, state, Action::Admin)?;
         unprotected(project)?;
         let agents = state.active.iter().filter(|(_, active)| **active == project.number);
@@ -191,7 +191,7 @@ pub(super) fn delete(call: &mut Call<'_>) -> Result<Object> {
 pub(super) fn activate(call: &mut Call<'_>) -> Result<Object> {
     let target = Target::read(call)?;
     let agent_id = call.session.binding(None)?.agent_id.clone();
-    call.cx.plane.mutate(|state, _| {
+    call.mutate(|state, _| {
         let project = target.find(call, state, Action::Read)?;
         let asker = call.viewer(target.token.as_deref()).asker();
         Ok(((), activation(state, &agent_id, project, asker)?))

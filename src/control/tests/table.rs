@@ -77,6 +77,9 @@ impl Fixture {
             "auth_rotate" => json!({"role": "user", "revoke": true}),
             "auth_token_create" => json!({"name": "bob", "role": "user", "expires_in_ms": 60000}),
             "auth_token_revoke" => json!({"name": "carol"}),
+            "audit_tail" => json!({"limit": 9, "agent_id": "mother", "principal": "admin",
+                "operation": "project_create", "result": "ok", "code": "forbidden", "about": "proj-1",
+                "since_ms": 0, "until_ms": 9, "after_id": 0, "before_id": 9, "verify": true}),
             "agent_get" | "agent_ensure" => json!({"agent_id": "alice"}),
             "node_invite_create" => json!({"expires_in_ms": 60000}),
             "node_invite_list" => {
