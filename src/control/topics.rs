@@ -1,8 +1,8 @@
 //! What the gateway tells of by itself (spec: control 9.2): the topics that a connection may subscribe to,
 //! and what there is to say of a refusal. Who is told is decided by those who tell.
 
-use super::session::Session;
-use crate::base::{Code, Error, Result, now_ms};
+use super::audit::Entry;
+use crate::base::{Code, Error, Result};
 use crate::wire::{Fields, Object};
 
 /// The categories of `debug.event`.
@@ -78,7 +78,7 @@ impl Topics {
 /// Who is told of what guards the gateway; must be short and must not wait.
 pub type OnSecurity = Box<dyn Fn(SecurityEvent) + Send + Sync>;
 
-/// Somebody was refused (spec: control 9.2, `control.security`).
+/// Something that guards the gateway has acted (spec: control 9.2, `control.security`).
 pub struct SecurityEvent {
     pub agent_id: String,
     pub correlation_id: Option<String>,
@@ -86,40 +86,40 @@ pub struct SecurityEvent {
 }
 
 impl SecurityEvent {
-    /// What an error means for security; `None` for all that is no refusal.
-    pub(super) fn of(
-        session: &Session,
-        operation: &str,
-        correlation_id: Option<&str>,
-        e: &Error,
-    ) -> Option<SecurityEvent> {
-        let event = match e.code {
-            Code::Forbidden | Code::ProjectPolicyForbidden | Code::ProjectAssignmentForbidden => {
-                "forbidden"
-            }
-            Code::OperatorAuthFailed | Code::NodeAuthFailed | Code::ProjectAuthFailed => {
-                "authentication_failed"
-            }
-            Code::InviteNotFound | Code::InviteRedeemed | Code::InviteExpired => "invite_refused",
-            Code::SessionBusy => "session_busy",
-            _ => return None,
-        };
+    /// Tells of what is recorded as `entry`.
+    pub fn new(event: &str, entry: &Entry, message: Option<&str>) -> SecurityEvent {
         let payload = Object::new()
             .put("event", event)
-            .put("control_type", format_args!("control.{operation}"))
-            .put("role", session.principal.role.name())
-            .put("actor_id", &session.principal.name)
-            .put("result", "error")
-            .put("correlation_id", correlation_id)
-            .put("error_code", e.code.wire())
-            .put("message", &e.message)
-            .put("ts_ms", now_ms());
-        Some(SecurityEvent {
-            agent_id: session.agent_id().unwrap_or_default().to_owned(),
-            correlation_id: correlation_id.map(str::to_owned),
+            .put("control_type", &entry.control_type)
+            .put("role", &entry.role)
+            .put("actor_id", &entry.principal)
+            .put("peer", &entry.peer)
+            .put("result", entry.result)
+            .put("correlation_id", &entry.correlation_id)
+            .put("error_code", &entry.error_code)
+            .put("message", message)
+            .put("ts_ms", entry.timestamp_ms);
+        SecurityEvent {
+            agent_id: entry.agent_id.clone().unwrap_or_default(),
+            correlation_id: entry.correlation_id.clone(),
             payload,
-        })
+        }
     }
+}
+
+/// The event that a refusal is; `None` for the code of any other error.
+pub fn refusal(code: Code) -> Option<&'static str> {
+    Some(match code {
+        Code::Forbidden | Code::ProjectPolicyForbidden | Code::ProjectAssignmentForbidden => {
+            "forbidden"
+        }
+        Code::OperatorAuthFailed | Code::NodeAuthFailed | Code::ProjectAuthFailed => {
+            "authentication_failed"
+        }
+        Code::InviteNotFound | Code::InviteRedeemed | Code::InviteExpired => "invite_refused",
+        Code::SessionBusy => "session_busy",
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! strangers can take here is bounded.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -55,20 +55,20 @@ impl Attempts {
     }
 
     /// The attempts of one peer, for those who count them later.
-    pub fn of(self: &Arc<Attempts>, peer: IpAddr) -> Peer {
-        Peer { attempts: self.clone(), peer }
+    pub fn of(self: &Arc<Attempts>, peer: SocketAddr) -> Peer {
+        Peer { attempts: self.clone(), addr: peer }
     }
 }
 
 /// One peer, and where its attempts are counted.
 pub struct Peer {
     attempts: Arc<Attempts>,
-    peer: IpAddr,
+    pub addr: SocketAddr,
 }
 
 impl Peer {
     pub fn count(&self) {
-        let _ = self.attempts.count(self.peer);
+        let _ = self.attempts.count(self.addr.ip());
     }
 }
 

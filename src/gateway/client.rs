@@ -8,6 +8,7 @@ use super::debug;
 use super::pushes::Pushes;
 use super::starclaw::Greeting;
 use super::topology::Seer;
+use super::visits::Visit;
 use crate::base::{Code, Error, Lanes, Result, id};
 use crate::control::state::{Project, State};
 use crate::control::{self, Binding, Door, Principal, Role};
@@ -17,11 +18,15 @@ use crate::wire::acheron::{Call, VERSION};
 use crate::wire::control::Correlation;
 use crate::wire::{Channel, Envelope, Malformed, Object, acheron as wire};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-pub struct Client(Arc<Shared>);
+pub struct Client {
+    shared: Arc<Shared>,
+    _visit: Option<Visit>,
+}
 
 /// What the connection's requests share. Lock order: `control` before `acheron`.
 pub struct Shared {
@@ -45,17 +50,22 @@ struct Bound {
 }
 
 impl Client {
-    /// `agent_id`: the agent that the path names, for a client that is to be greeted at once.
+    /// `agent_id`: the agent that the path names, for a client that is to be greeted at once. `visit` lasts
+    /// as long as the connection.
     pub fn new(
         gateway: Arc<Gateway>,
         principal: Principal,
         door: Door,
         agent_id: Option<String>,
+        peer: SocketAddr,
+        visit: Option<Visit>,
     ) -> Client {
         let lanes = Lanes::new(gateway.control_pool.clone());
         let greeting = Greeting::new(&principal, door, agent_id);
-        Client(Arc::new(Shared {
-            control: Mutex::new(control::Session::new(principal, door)),
+        let mut session = control::Session::new(principal, door);
+        session.peer = Some(peer);
+        let shared = Arc::new(Shared {
+            control: Mutex::new(session),
             acheron: Mutex::default(),
             negotiated: AtomicBool::new(false),
             pending: AtomicUsize::new(0),
@@ -64,13 +74,14 @@ impl Client {
             greeting,
             pushes: Pushes::default(),
             gateway,
-        }))
+        });
+        Client { shared, _visit: visit }
     }
 }
 
 impl Handler for Client {
     fn open(&mut self, conn: &Conn) {
-        self.0.greeting.open(&self.0, conn);
+        self.shared.greeting.open(&self.shared, conn);
     }
 
     fn message(&mut self, conn: &Conn, message: Message) {
@@ -78,19 +89,19 @@ impl Handler for Client {
         let Message::Text(text) = message else { return };
         match Envelope::parse(&text) {
             Ok(envelope) => {
-                self.0.greeting.negotiated();
-                self.0.take(conn, &text, &envelope);
+                self.shared.greeting.negotiated();
+                self.shared.take(conn, &text, &envelope);
             }
-            Err(m) if self.0.greeting.take(&self.0, conn, &text, &m) => {}
-            Err(m) => self.0.malformed(conn, &m),
+            Err(m) if self.shared.greeting.take(&self.shared, conn, &text, &m) => {}
+            Err(m) => self.shared.malformed(conn, &m),
         }
     }
 
     fn closed(&mut self, conn: &Conn, _: &Closed) {
-        self.0.greeting.negotiated();
-        self.0.gateway.stream.unsubscribe(conn);
-        self.0.gateway.watches.end(conn);
-        for bound in self.0.acheron().drain() {
+        self.shared.greeting.negotiated();
+        self.shared.gateway.stream.unsubscribe(conn);
+        self.shared.gateway.watches.end(conn);
+        for bound in self.shared.acheron().drain() {
             bound.1.session.close();
         }
     }

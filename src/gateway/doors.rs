@@ -9,13 +9,14 @@ use super::local::LocalDoor;
 use super::metrics;
 use super::routed::RoutedDoor;
 use super::tunnel::TunnelHandler;
+use super::visits::Place;
 use crate::base::{Code, id, now_ms};
 use crate::config::tokens::{self, Identity};
 use crate::control::{Door, Principal, Role};
 use crate::net::{Accept, Answer, Conn, Handler, Head, Limits, Message, Response, Service};
 use crate::node::{self, FsHandler};
 use crate::wire::control;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 pub struct Doors {
@@ -34,19 +35,20 @@ impl Doors {
         self.gateway.identify(head.bearer()?)
     }
 
-    fn upgrade(&self, head: &Head, peer: IpAddr) -> Answer {
-        if self.failures.too_many(peer) {
-            return self.too_many("too many failed attempts from this address; wait a little");
+    fn upgrade(&self, head: &Head, peer: SocketAddr) -> Answer {
+        if self.failures.too_many(peer.ip()) {
+            return self.too_many(head, peer, FAILED_TOO_OFTEN);
         }
         let gateway = &self.gateway;
         match &*head.path {
             "/" => self.client(head, peer, None),
             "/v2/join" => {
-                if self.joins.count(peer).too_many() {
-                    return self.too_many("too many nodes join from this address; wait a little");
+                if self.joins.count(peer.ip()).too_many() {
+                    let message = "too many nodes join from this address; wait a little";
+                    return self.too_many(head, peer, message);
                 }
                 let nobody = Principal { role: Role::Nobody, name: "node".into() };
-                let client = Client::new(gateway.clone(), nobody, Door::Join, None);
+                let client = Client::new(gateway.clone(), nobody, Door::Join, None, peer, None);
                 accept(client, Limits { max_message: CATALOGUE_MAX, ..Limits::unauthenticated() })
             }
             "/v2/fs" => {
@@ -69,51 +71,61 @@ impl Doors {
                     )
                 }
                 (None, Some(agent_id)) => self.client(head, peer, Some(agent_id)),
-                _ => self.refuse(Code::InvalidEnvelope, "invalid websocket path"),
+                _ => self.refuse(head, peer, Code::InvalidEnvelope, "invalid websocket path"),
             },
         }
     }
 
     /// A connection of somebody with a token.
-    fn client(&self, head: &Head, peer: IpAddr, agent_id: Option<String>) -> Answer {
+    fn client(&self, head: &Head, peer: SocketAddr, agent_id: Option<String>) -> Answer {
         match self.identity(head) {
             Some(identity) => {
                 let principal = Principal::from(&identity);
-                let client = Client::new(self.gateway.clone(), principal, Door::Main, agent_id);
+                let gateway = self.gateway.clone();
+                let visit = gateway.visits.begin(&principal, peer, place(head));
+                let client =
+                    Client::new(gateway, principal, Door::Main, agent_id, peer, Some(visit));
                 let pass = Pass::new(identity.into());
                 accept(self.gateway.guests.guard(client, pass), Limits::default())
             }
-            None => self.refused(peer),
+            None => self.refused(head, peer),
         }
     }
 
-    fn refused(&self, peer: IpAddr) -> Answer {
-        let _ = self.failures.count(peer);
-        self.refuse(Code::ProviderAuthFailed, "forbidden")
+    fn refused(&self, head: &Head, peer: SocketAddr) -> Answer {
+        let _ = self.failures.count(peer.ip());
+        self.refuse(head, peer, Code::ProviderAuthFailed, "forbidden")
     }
 
-    fn refuse(&self, code: Code, message: &'static str) -> Answer {
-        self.gateway.metrics.refused.note(code);
+    fn refuse(&self, head: &Head, peer: SocketAddr, code: Code, message: &'static str) -> Answer {
+        self.note(head, peer, code, message);
         refusal(code, message)
     }
 
-    fn too_many(&self, message: &str) -> Answer {
-        self.gateway.metrics.refused.note(Code::LimitExceeded);
+    fn too_many(&self, head: &Head, peer: SocketAddr, message: &str) -> Answer {
+        self.note(head, peer, Code::LimitExceeded, message);
         http(429, message)
     }
 
+    /// Counts and records a refusal.
+    fn note(&self, head: &Head, peer: SocketAddr, code: Code, message: &str) {
+        self.gateway.metrics.refused.note(code);
+        self.gateway.visits.refused(None, peer, place(head), code, message);
+    }
+
     /// `/metrics` and `/metrics.json`, for admins.
-    fn figures(&self, head: &Head, peer: IpAddr) -> Answer {
-        if self.failures.too_many(peer) {
-            return self.too_many("too many failed attempts from this address; wait a little");
+    fn figures(&self, head: &Head, peer: SocketAddr) -> Answer {
+        if self.failures.too_many(peer.ip()) {
+            return self.too_many(head, peer, FAILED_TOO_OFTEN);
         }
         if self.identity(head).is_some_and(|who| who.role == tokens::Role::Admin) {
             let found = metrics::figures(&self.gateway, &head.path);
             return Answer::Http(found.unwrap_or_else(|| Response::text(404, "not found")));
         }
-        let _ = self.failures.count(peer);
-        self.gateway.metrics.refused.note(Code::Forbidden);
-        let response = Response::text(401, "this is for admins; send their bearer token");
+        let _ = self.failures.count(peer.ip());
+        let message = "this is for admins; send their bearer token";
+        self.note(head, peer, Code::Forbidden, message);
+        let response = Response::text(401, message);
         Answer::Http(response.with_header("WWW-Authenticate", "Bearer"))
     }
 }
@@ -121,17 +133,18 @@ impl Doors {
 impl Service for Doors {
     fn request(&self, head: &Head, peer: SocketAddr) -> Answer {
         if head.is_foreign(&self.gateway.config.server.allowed_origins) {
-            self.gateway.metrics.refused.note(Code::Forbidden);
-            return http(403, "pages of this origin may not connect; see server.allowed_origins");
+            let message = "pages of this origin may not connect; see server.allowed_origins";
+            self.note(head, peer, Code::Forbidden, message);
+            return http(403, message);
         }
         if head.is_upgrade() {
-            return self.upgrade(head, peer.ip());
+            return self.upgrade(head, peer);
         }
         if let Some(health) = metrics::health(&self.gateway, &head.path) {
             return Answer::Http(health);
         }
         match &*head.path {
-            "/metrics" | "/metrics.json" => self.figures(head, peer.ip()),
+            "/metrics" | "/metrics.json" => self.figures(head, peer),
             path if is_endpoint(path) => {
                 let response =
                     Response::text(426, "this is a WebSocket endpoint; ask for an upgrade");
@@ -150,6 +163,13 @@ fn is_endpoint(path: &str) -> bool {
     matches!(path, "/" | "/v2/join" | "/v2/fs" | "/v2/node" | "/v2/node/")
         || node_path(path).is_some()
         || stream_path(path).is_some()
+}
+
+fn place(head: &Head) -> Place<'_> {
+    match is_endpoint(&head.path) || matches!(&*head.path, "/metrics" | "/metrics.json") {
+        true => Place::Endpoint(&head.path),
+        false => Place::Nowhere,
+    }
 }
 
 fn accept(handler: impl Handler + 'static, limits: Limits) -> Answer {
@@ -181,6 +201,7 @@ fn refusal(code: Code, message: &'static str) -> Answer {
     accept(Refusal(code, message), Limits::unauthenticated())
 }
 
+const FAILED_TOO_OFTEN: &str = "too many failed attempts from this address; wait a little";
 /// Attempts that an address may fail within a window.
 const FAILURES_MAX: u32 = 60;
 /// Connections to `/v2/join` from one address within a window; many nodes may stand behind one.

@@ -5,6 +5,7 @@ use super::Gateway;
 use super::attempts::Peer;
 use super::client::who;
 use super::guests::Pass;
+use super::visits::{Place, Visit};
 use crate::base::{Code, Deadline, Error, Result, TreePath};
 use crate::config::tokens::Identity;
 use crate::control::policy::{Action, Asker, check};
@@ -13,7 +14,7 @@ use crate::control::{Binding, Principal, Role};
 use crate::node::{Door, Entry, Export, Exports};
 use crate::vfs::{Cx, Member, MountPoint, Tree, Union, Who, walk};
 use crate::wire::fs::{self, Hello};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Exports that show a part of the namespace under an older name (spec: fs 3.2).
 const PARTS: [(&str, &str); 3] = [
@@ -22,16 +23,19 @@ const PARTS: [(&str, &str); 3] = [
     ("system-jobs", "/agents/self/jobs"),
 ];
 
+const PLACE: Place<'_> = Place::Endpoint("/v2/fs");
+
 pub struct LocalDoor {
     gateway: Arc<Gateway>,
     /// Who came: set already where the HTTP upgrade had a bearer token.
     pass: Pass,
     failed: Peer,
+    visit: OnceLock<Visit>,
 }
 
 impl LocalDoor {
     pub fn new(gateway: Arc<Gateway>, pass: Pass, failed: Peer) -> LocalDoor {
-        LocalDoor { gateway, pass, failed }
+        LocalDoor { gateway, pass, failed, visit: OnceLock::new() }
     }
 
     /// Errors: `AuthMissing`, `AuthFailed`.
@@ -44,6 +48,7 @@ impl LocalDoor {
         let failed = || Error::new(Code::Invalid, "AuthFailed");
         let found = self.gateway.identify(token).ok_or_else(|| {
             self.failed.count();
+            self.refused(None, Code::ProviderAuthFailed, "the token of the hello is unknown");
             failed()
         })?;
         let identity = self.pass.get_or_init(|| found);
@@ -56,17 +61,24 @@ impl Door for LocalDoor {
     fn enter(&self, hello: &Hello) -> Result<Entry> {
         let principal = Principal::from(self.identity(hello)?);
         let binding = hello.binding.clone().unwrap_or_default();
-        let binding = bind(&self.gateway.control.plane.state(), &principal, binding)?;
+        let binding = bind(&self.gateway.control.plane.state(), &principal, binding)
+            .inspect_err(|e| self.refused(Some(&principal), e.code, &e.message))?;
         if binding.agent_id != MOTHER {
             self.gateway.control.agents.ensure(&binding.agent_id)?;
         }
         let who = who(&principal, &binding, 0);
         let exports = Arc::new(self.exports(&Arc::new(who.clone()))?);
+        let visits = &self.gateway.visits;
+        self.visit.get_or_init(|| visits.begin(&principal, self.failed.addr, PLACE));
         Ok(Entry { exports, who, name: "spiderweb".into() })
     }
 }
 
 impl LocalDoor {
+    fn refused(&self, who: Option<&Principal>, code: Code, message: &str) {
+        self.gateway.visits.refused(who, self.failed.addr, PLACE, code, message);
+    }
+
     fn exports(&self, who: &Arc<Who>) -> Result<Exports> {
         let tree = self.gateway.trees.for_who(who)?;
         let export = |name: &str, tree: Arc<dyn Tree>| Export {

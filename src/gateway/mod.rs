@@ -16,6 +16,7 @@ mod starclaw;
 mod topology;
 mod trees;
 mod tunnel;
+mod visits;
 mod watch;
 
 use crate::base::{
@@ -60,6 +61,7 @@ pub struct Gateway {
     stream: Arc<debug::Stream>,
     watches: Arc<watch::Watches>,
     guests: Arc<guests::Guests>,
+    visits: visits::Visits,
     ready: AtomicBool,
 }
 
@@ -132,6 +134,8 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     let control_pool = Pool::start("control", CONTROL_THREADS, QUEUE_MAX)?;
     let history = History::open(kv, timer.clone(), control_pool.clone(), &tokens)?;
     let (auth, guests) = let_in(config.tokens()?, tokens, &history);
+    plane.audit().start(config.control.audit_keep, timer.clone(), control_pool.clone());
+    let visits = visits::Visits::new(plane.audit().clone(), stream.clone());
     let metrics = Arc::new(metrics::Metrics {
         plane: plane.clone(),
         net: net.clone(),
@@ -168,6 +172,7 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
         stream,
         watches,
         guests,
+        visits,
     });
     let stop = Cancel::new();
     let following = follow(&gateway, &stop)?;
@@ -272,6 +277,9 @@ impl Running {
         self.gateway.timer.stop();
         if let Err(e) = self.gateway.control.history.flush() {
             crate::base::log::error("the history of sessions", &e);
+        }
+        if let Err(e) = self.gateway.control.plane.audit().finish() {
+            crate::base::log::error("the audit log", &e);
         }
         self.db.close();
     }

@@ -3,8 +3,10 @@
 //! disconnected by itself.
 
 use super::nodes::Nodes;
+use super::visits::{Place, Visit};
 use super::{Gateway, attempts};
 use crate::base::{Cancel, Code, Deadline, Error, Pool, Result, now_ms};
+use crate::control::{Principal, Role};
 use crate::node::{Door, Entry, Export, Exports};
 use crate::vfs::remote::{Link, Peer, Which};
 use crate::vfs::{Watch, Who};
@@ -18,11 +20,12 @@ pub struct RoutedDoor {
     gateway: Arc<Gateway>,
     node_id: String,
     failed: attempts::Peer,
+    visit: OnceLock<Visit>,
 }
 
 impl RoutedDoor {
     pub fn new(gateway: Arc<Gateway>, node_id: String, failed: attempts::Peer) -> RoutedDoor {
-        RoutedDoor { gateway, node_id, failed }
+        RoutedDoor { gateway, node_id, failed, visit: OnceLock::new() }
     }
 }
 
@@ -37,13 +40,20 @@ impl Door for RoutedDoor {
         let known = node.is_ok_and(|n| n.proof(token, now_ms()).is_some());
         if !known {
             self.failed.count();
+            let (addr, place) = (self.failed.addr, Place::Node(&self.node_id));
+            let code = Code::NodeAuthFailed;
+            let message = "that is not the node's secret";
+            self.gateway.visits.refused(None, addr, place, code, message);
             return Err(Error::new(Code::Eperm, "AuthFailed"));
         }
         let relayed = self.gateway.nodes.relayed(&self.node_id);
         let link = relayed
             .refresh()
             .map_err(|e| Error::new(Code::Eio, format!("node tunnel is unavailable: {e}")))?;
-        let who = Who { principal: "node-client".into(), ..Who::default() };
+        let principal = Principal { role: Role::Nobody, name: "node-client".into() };
+        let (addr, place) = (self.failed.addr, Place::Node(&self.node_id));
+        self.visit.get_or_init(|| self.gateway.visits.begin(&principal, addr, place));
+        let who = Who { principal: principal.name, ..Who::default() };
         Ok(Entry { exports: relayed.exports.clone(), who, name: link.name.clone() })
     }
 }

@@ -2,7 +2,9 @@
 //! its files over that connection.
 
 use super::Gateway;
+use super::visits::{Place, Visit};
 use crate::base::{Code, Error, Result, now_ms};
+use crate::control::{Principal, Role};
 use crate::net::{Closed, Conn, Handler, Limits, Message, Mux};
 use crate::vfs::remote::Hooks;
 use crate::wire::Envelope;
@@ -74,11 +76,12 @@ impl Tunnels {
 pub struct TunnelHandler {
     gateway: Arc<Gateway>,
     open: Option<(String, Arc<Tunnel>)>,
+    visit: Option<Visit>,
 }
 
 impl TunnelHandler {
     pub fn new(gateway: Arc<Gateway>) -> TunnelHandler {
-        TunnelHandler { gateway, open: None }
+        TunnelHandler { gateway, open: None, visit: None }
     }
 
     /// The node that a hello names and proves to be. Errors: as spec: fs 3.3.
@@ -119,6 +122,9 @@ impl TunnelHandler {
             return refuse(tag, &Error::new(Code::Enoent, "NodeNotFound"));
         };
         if secret.and_then(|s| node.proof(&s, now_ms())).is_none() {
+            let (place, code) = (Place::Node(&node_id), Code::NodeAuthFailed);
+            let message = "that is not the node's secret";
+            self.gateway.visits.refused(None, conn.peer(), place, code, message);
             return refuse(tag, &Error::new(Code::Eperm, "NodeAuthFailed"));
         }
         let reply = Reply::Hello(HelloReply::Tunnel { node_id: node_id.clone() });
@@ -137,6 +143,8 @@ impl TunnelHandler {
         self.gateway.tunnels.open(&node_id, tunnel.clone());
         self.gateway.nodes.reachable(&node_id);
         log::info!("{node_id} is connected from {}", conn.peer());
+        let node = Principal { role: Role::Nobody, name: "node".into() };
+        self.visit = Some(self.gateway.visits.begin(&node, conn.peer(), Place::Node(&node_id)));
         self.open = Some((node_id, tunnel));
     }
 }
@@ -162,6 +170,7 @@ impl Handler for TunnelHandler {
     fn closed(&mut self, _: &Conn, reason: &Closed) {
         let Some((node_id, tunnel)) = self.open.take() else { return };
         self.gateway.tunnels.close(&node_id, &tunnel);
+        self.visit = None;
         tunnel.mux.lose(reason);
         if let Some(hooks) = tunnel.hooks() {
             (hooks.lost)(&reason.error());

@@ -4,7 +4,7 @@ use super::{Call, Context, Op, Scope, Trail, aliases, correlation, text};
 use crate::base::{Code, Error, Result};
 use crate::control::Session;
 use crate::control::audit::{Entry, Filter, Outcome, Record};
-use crate::control::topics::SecurityEvent;
+use crate::control::topics::{SecurityEvent, refusal};
 use crate::wire::{Envelope, Fields, Object};
 
 /// Records that `audit_tail` answers without a limit, and at most.
@@ -25,10 +25,14 @@ const IDS: &[&str] = &[
 ];
 
 impl Op {
+    /// It changes who is let in.
+    fn is_of_tokens(&self) -> bool {
+        self.trail == Trail::Durable && self.name.starts_with("auth_")
+    }
+
     /// The members of its payload that say what it is about.
     fn ids(&self) -> &'static [&'static str] {
-        let is_of_tokens = self.name.starts_with("auth_");
-        if is_of_tokens { IDS } else { &IDS[..IDS.len() - 2] }
+        if self.is_of_tokens() { IDS } else { &IDS[..IDS.len() - 2] }
     }
 }
 
@@ -62,6 +66,10 @@ pub(super) fn succeeded(call: &Call<'_>) {
     }
     let audit = call.cx.plane.audit();
     let entry = entry(call.op, call.session, call.correlation_id, &call.payload);
+    if call.op.is_of_tokens() {
+        let event = SecurityEvent::new("credentials_changed", &entry, None);
+        (call.cx.on_security)(event);
+    }
     if call.op.trail == Trail::Ends {
         audit.note(entry);
     } else if let Err(e) = audit.record(entry) {
@@ -70,7 +78,7 @@ pub(super) fn succeeded(call: &Call<'_>) {
     }
 }
 
-/// Records what was refused, and tells of it what matters for security.
+/// Records what was refused or has failed, and tells of it what matters for security.
 pub(super) fn refused(
     cx: &Context,
     session: &Session,
@@ -78,20 +86,20 @@ pub(super) fn refused(
     envelope: &Envelope<'_>,
     e: &Error,
 ) {
-    let correlation_id = correlation(envelope);
-    let event = SecurityEvent::of(session, op.name, correlation_id, e);
     // Without a name for the request there is nothing to look up (spec: control 5.4).
     let is_attempt = op.trail != Trail::Refusals
         && !matches!(e.code, Code::CorrelationRequired | Code::ProtocolMismatch);
-    if is_attempt || event.is_some() {
-        let payload = envelope.fields.get("payload");
-        let payload = payload.and_then(|value| Fields::of("payload", value).ok());
-        let payload = payload.unwrap_or_default().respelled(aliases::FIELDS);
-        let entry = entry(op, session, correlation_id, &payload).failed(e.code);
-        cx.plane.audit().note(entry);
+    let event = refusal(e.code).or_else(|| op.is_of_tokens().then_some("credentials_unchanged"));
+    if !is_attempt && event.is_none() {
+        return;
     }
-    if let Some(event) = event {
-        (cx.on_security)(event);
+    let payload = envelope.fields.get("payload");
+    let payload = payload.and_then(|value| Fields::of("payload", value).ok());
+    let payload = payload.unwrap_or_default().respelled(aliases::FIELDS);
+    let entry = entry(op, session, correlation(envelope), &payload).failed(e.code);
+    let event = event.map(|event| SecurityEvent::new(event, &entry, Some(&e.message)));
+    if cx.plane.audit().note(entry) {
+        event.into_iter().for_each(&cx.on_security);
     }
 }
 

@@ -162,7 +162,7 @@ fn the_log_survives_and_says_when_it_was_changed() {
     let path = g.dir.path("state.db");
     let Gateway { cx, agents, fails, dir } = g;
     drop((cx, agents, fails));
-    let conn = crate::store::rusqlite::Connection::open(path).unwrap();
+    let conn = rusqlite::Connection::open(path).unwrap();
     let forged = conn
         .execute(
             "UPDATE kv SET value = CAST(replace(CAST(value AS TEXT), 'proj-1', 'proj-9') AS BLOB)
