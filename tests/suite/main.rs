@@ -1,6 +1,7 @@
 //! The one integration binary: everything that is tested from outside, each subject in its own file.
 //! Real parts, no sleeps, only loopback.
 
+mod audit;
 mod auth;
 mod config;
 mod conformance;

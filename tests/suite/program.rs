@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use tungstenite::client::IntoClientRequest;
+use tungstenite::error::ProtocolError;
 use tungstenite::{Message, WebSocket};
 
 /// How long anything may take before a test fails.
@@ -244,7 +245,12 @@ impl Client {
                 Ok(Message::Text(text)) => return Got::Json(serde_json::from_str(&text).unwrap()),
                 Ok(Message::Close(_)) => return Got::Closed,
                 Ok(_) => {}
-                Err(tungstenite::Error::ConnectionClosed | tungstenite::Error::Io(_)) => {
+                // As it ends, or is killed.
+                Err(
+                    tungstenite::Error::ConnectionClosed
+                    | tungstenite::Error::Io(_)
+                    | tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake),
+                ) => {
                     return Got::Closed;
                 }
                 Err(e) => panic!("{e}"),
