@@ -15,7 +15,7 @@ use crate::store::{Kv, Txn};
 pub(in crate::control) use record::is_routine;
 use record::{Link, hash};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use window::Window;
 
@@ -50,10 +50,10 @@ pub struct Audit {
     window: Arc<Mutex<Window>>,
     flight: Arc<Flight>,
     later: OnceLock<(Timer, Arc<Pool>)>,
-    /// A write is on its way.
-    scheduled: AtomicBool,
-    /// Held by who removes old records.
-    pruning: Mutex<()>,
+    /// When the next write is to come.
+    scheduled: Mutex<Option<Instant>>,
+    /// While the chain is looked at, nothing is removed from it.
+    pruning: RwLock<()>,
     broken: Mutex<Option<Broken>>,
 }
 
@@ -87,8 +87,8 @@ impl Audit {
             window: Arc::new(Mutex::new(Window::new())),
             flight: Arc::default(),
             later: OnceLock::new(),
-            scheduled: AtomicBool::new(false),
-            pruning: Mutex::default(),
+            scheduled: Mutex::default(),
+            pruning: RwLock::default(),
             broken: Mutex::default(),
         };
         broken.into_iter().for_each(|b| audit.found(b));
@@ -134,9 +134,12 @@ impl Audit {
 
     fn schedule(self: &Arc<Audit>, at: Instant) {
         let Some((timer, _)) = self.later.get() else { return };
-        if self.scheduled.swap(true, Ordering::AcqRel) {
+        let mut scheduled = locked(&self.scheduled);
+        if scheduled.is_some_and(|earlier| earlier <= at) {
             return;
         }
+        *scheduled = Some(at);
+        drop(scheduled);
         let weak = Arc::downgrade(self);
         let write = move || {
             let Some(audit) = weak.upgrade() else { return };
@@ -144,22 +147,19 @@ impl Audit {
             let later = audit.clone();
             let queued = pool.submit(move || later.write_behind());
             if queued.is_err() {
-                audit.scheduled.store(false, Ordering::Release);
+                *locked(&audit.scheduled) = None;
             }
         };
         timer.at(at, Box::new(write));
     }
 
     fn write_behind(self: &Arc<Audit>) {
-        self.scheduled.store(false, Ordering::Release);
-        let due = {
-            let mut window = locked(&self.window);
-            window.turn(Instant::now());
-            window.due()
-        };
+        *locked(&self.scheduled) = None;
+        locked(&self.window).turn(Instant::now());
         if let Err(e) = self.flush().and_then(|()| self.prune()) {
             log::warn!("the audit log could not be written: {e}");
         }
+        let due = locked(&self.window).due();
         due.into_iter().for_each(|at| self.schedule(at));
     }
 
@@ -206,7 +206,7 @@ impl Audit {
 
     /// Removes the oldest records, whole pages of them, as long as there are more than are kept.
     fn prune(&self) -> Result<()> {
-        let _pruning = locked(&self.pruning);
+        let Ok(_pruning) = self.pruning.try_write() else { return Ok(()) };
         let newest = locked(&self.chain).end.id;
         for _ in 0..PRUNED_MAX {
             let anchor = query::link(&*self.kv, ANCHOR)?.unwrap_or_else(Link::genesis);

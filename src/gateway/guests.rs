@@ -4,6 +4,7 @@
 use crate::base::{Cancel, Result, ResultExt, now_ms};
 use crate::config::tokens::{Identity, Tokens};
 use crate::control::Authenticator;
+use crate::control::audit::{Audit, Entry};
 use crate::net::{Closed, Conn, Handler, Message};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -30,12 +31,13 @@ pub type Pass = Arc<OnceLock<Identity>>;
 
 pub struct Guests {
     auth: Arc<Authenticator>,
+    audit: Arc<Audit>,
     live: Mutex<HashMap<u64, (Conn, Pass)>>,
 }
 
 impl Guests {
-    pub fn new(auth: Arc<Authenticator>) -> Arc<Guests> {
-        let guests = Arc::new(Guests { auth, live: Mutex::default() });
+    pub fn new(auth: Arc<Authenticator>, audit: Arc<Audit>) -> Arc<Guests> {
+        let guests = Arc::new(Guests { auth, audit, live: Mutex::default() });
         let weak = Arc::downgrade(&guests);
         guests.auth.listen(Arc::new(move |tokens| {
             if let Some(guests) = weak.upgrade() {
@@ -112,6 +114,7 @@ impl Guests {
             Ok(is_news) => {
                 if is_news {
                     log::info!("took over changed access tokens");
+                    self.audit.note(Entry::new("credentials.changed"));
                 }
                 None
             }

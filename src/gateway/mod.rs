@@ -133,7 +133,7 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
     let logging = runtime.subscribe(Arc::new(move |event| log.agent(event)));
     let control_pool = Pool::start("control", CONTROL_THREADS, QUEUE_MAX)?;
     let history = History::open(kv, timer.clone(), control_pool.clone(), &tokens)?;
-    let (auth, guests) = let_in(config.tokens()?, tokens, &history);
+    let (auth, guests) = let_in(config.tokens()?, tokens, &history, &plane);
     plane.audit().start(config.control.audit_keep, timer.clone(), control_pool.clone());
     let visits = visits::Visits::new(plane.audit().clone(), stream.clone());
     let metrics = Arc::new(metrics::Metrics {
@@ -224,11 +224,12 @@ fn let_in(
     path: PathBuf,
     tokens: Tokens,
     history: &Arc<History>,
+    plane: &Plane,
 ) -> (Arc<Authenticator>, Arc<guests::Guests>) {
     let auth = Arc::new(Authenticator::new(path, tokens));
     let history = history.clone();
     auth.listen(Arc::new(move |tokens| history.retain(tokens)));
-    let guests = guests::Guests::new(auth.clone());
+    let guests = guests::Guests::new(auth.clone(), plane.audit().clone());
     (auth, guests)
 }
 

@@ -113,6 +113,9 @@ fn a_running_gateway_takes_over_what_is_changed_beside_it() {
     assert_eq!(auth(home, &["revoke", "bob"]).0, 0);
     ends(&mut of_bob);
     assert!(is_refused(&gateway, &bob));
+    let asked = json!({"operation": "credentials.changed"});
+    let told = gateway.admin().control("audit_tail", asked);
+    assert!(!told["audit"].as_array().unwrap().is_empty(), "{told}");
 
     let mut user = gateway.user();
     let (status, token) = auth(home, &["rotate", "user", "--revoke"]);

@@ -6,6 +6,7 @@ use super::{ANCHOR, Audit, Chain, HEAD, Outcome, PAGE, key, page};
 use crate::base::{Result, ResultExt};
 use crate::store::{Kv, Versioned};
 use std::fmt;
+use std::sync::PoisonError;
 
 /// Where the chain does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,8 +145,7 @@ impl Audit {
 
     /// Looks at every record up to the newest one that is stored. Errors: `storage_error`.
     pub fn verify(&self) -> Result<Verified> {
-        // While it is looked at, nothing is removed.
-        let _pruning = super::locked(&self.pruning);
+        let _pruning = self.pruning.read().unwrap_or_else(PoisonError::into_inner);
         verify(&*self.kv)
     }
 }
