@@ -17,7 +17,7 @@ use record::{Link, hash};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
-use window::Window;
+use window::{WINDOW, Window};
 
 /// Records kept where nothing else is configured.
 pub const KEEP: u64 = 100_000;
@@ -156,11 +156,13 @@ impl Audit {
     fn write_behind(self: &Arc<Audit>) {
         *locked(&self.scheduled) = None;
         locked(&self.window).turn(Instant::now());
-        if let Err(e) = self.flush().and_then(|()| self.prune()) {
+        let pruned = self.flush().and_then(|()| self.prune());
+        let is_pruned = pruned.unwrap_or_else(|e| {
             log::warn!("the audit log could not be written: {e}");
-        }
-        let due = locked(&self.window).due();
-        due.into_iter().for_each(|at| self.schedule(at));
+            true
+        });
+        let (now, due) = (Instant::now(), locked(&self.window).due());
+        self.schedule(if is_pruned { due.unwrap_or(now + WINDOW) } else { now + GATHER });
     }
 
     /// Begins a commit that nothing comes between. Errors: `storage_error` while an earlier one has
@@ -204,16 +206,16 @@ impl Audit {
         }
     }
 
-    /// Removes the oldest records, whole pages of them, as long as there are more than are kept.
-    fn prune(&self) -> Result<()> {
-        let Ok(_pruning) = self.pruning.try_write() else { return Ok(()) };
+    /// Removes the oldest records, whole pages of them; false while there are still more than are kept.
+    fn prune(&self) -> Result<bool> {
+        let Ok(_pruning) = self.pruning.try_write() else { return Ok(false) };
         let newest = locked(&self.chain).end.id;
         for _ in 0..PRUNED_MAX {
             let anchor = query::link(&*self.kv, ANCHOR)?.unwrap_or_else(Link::genesis);
             let oldest = anchor.id + 1;
             let last = (oldest / PAGE + 1) * PAGE - 1;
             if newest.saturating_sub(last) < self.keep.load(Ordering::Relaxed) {
-                return Ok(());
+                return Ok(true);
             }
             let rows = self.kv.range(&page(oldest))?;
             let hash = rows.last().map_or_else(|| anchor.hash.clone(), |row| hash(&row.value));
@@ -225,7 +227,7 @@ impl Audit {
             };
             self.kv.commit(txn).map_err(|e| e.recode(Code::StorageError))?;
         }
-        Ok(())
+        Ok(false)
     }
 }
 
