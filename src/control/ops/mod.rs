@@ -12,6 +12,7 @@ mod mounts;
 mod nodes;
 mod project_up;
 mod projects;
+mod scopes;
 mod sessions;
 mod watching;
 mod workspaces;
@@ -19,6 +20,7 @@ mod workspaces;
 pub(super) use mounts::{overlap, put_bind, tree_path};
 
 pub use aliases::ALIASES;
+pub use scopes::Scopes;
 
 use super::events::Events;
 use super::session::{Door, Role, Session};
@@ -185,60 +187,6 @@ pub const TABLE: &[Op] = &[
 pub fn find(name: &str) -> Option<&'static Op> {
     let name = aliases::first_name(name);
     TABLE.iter().find(|op| op.name == name)
-}
-
-/// Scope tokens that are configured (spec: control 5.4).
-#[derive(Clone, Debug, Default)]
-pub struct Scopes {
-    pub operator: Option<String>,
-    pub project: Option<String>,
-    pub node: Option<String>,
-}
-
-impl Scopes {
-    /// From `SPIDERWEB_CONTROL_OPERATOR_TOKEN`, `…_PROJECT_SCOPE_TOKEN`, `…_NODE_SCOPE_TOKEN`.
-    pub fn from_env() -> Scopes {
-        let var = |name: &str| {
-            let value = std::env::var(format!("SPIDERWEB_CONTROL_{name}_TOKEN")).ok()?;
-            Some(value.trim().to_owned()).filter(|v| !v.is_empty())
-        };
-        Scopes { operator: var("OPERATOR"), project: var("PROJECT_SCOPE"), node: var("NODE_SCOPE") }
-    }
-
-    fn check(&self, scope: Scope, payload: &Fields<'_>) -> Result<()> {
-        let given = |name: &str| match payload.str(name)? {
-            Some(s) if s.is_empty() => {
-                Err(Error::new(Code::InvalidPayload, format!("{name} must not be empty")))
-            }
-            given => Ok(given),
-        };
-        let verify = |name: &str, token: &str, given: &str| {
-            if id::same_secret(token, given) {
-                Ok(())
-            } else {
-                Err(Error::new(Code::OperatorAuthFailed, format!("{name} is wrong")))
-            }
-        };
-        // The operator's token satisfies every scope.
-        if let Some(token) = &self.operator
-            && let Some(given) = given("operator_token")?
-        {
-            return verify("operator_token", token, &given);
-        }
-        let (name, token) = match scope {
-            Scope::Project => ("project_scope_token", &self.project),
-            Scope::Node => ("node_scope_token", &self.node),
-            Scope::Operator | Scope::None => ("operator_token", &None),
-        };
-        match (token, &self.operator) {
-            (Some(token), _) => {
-                let given = given(name)?.ok_or_else(|| Error::missing(name))?;
-                verify(name, token, &given)
-            }
-            (None, Some(_)) => Err(Error::missing("operator_token")),
-            (None, None) => Ok(()),
-        }
-    }
 }
 
 /// What the operations work on; one for the gateway.
