@@ -78,6 +78,24 @@ pub const PROGRAM: Program = Program {
     ],
 };
 
+/// Flags of a node that listens.
+const LISTENING: &[&str] = &["--bind", "--port", "--auth-token", "--auth-token-file"];
+/// Flags of a node that belongs to a gateway.
+const MEMBERSHIP: &[&str] = &[
+    "--control-auth-token",
+    "--operator-token",
+    "--pair-mode",
+    "--invite-token",
+    "--fs-url",
+    "--lease-ttl-ms",
+    "--refresh-interval-ms",
+    "--reconnect-backoff-ms",
+    "--reconnect-backoff-max-ms",
+    "--label",
+    "--no-fs-service",
+    "--manifest-reload-interval-ms",
+];
+
 /// Time that requests in flight are given at the end.
 const GRACE: Duration = Duration::from_secs(10);
 /// Labels that a gateway takes of one node, and bytes of a value.
@@ -118,18 +136,17 @@ fn options(args: &Args, env: &Env) -> Result<Options> {
     let (addr, member) = (addr(args)?, membership(args, env)?);
     let mode = match args.string("--control-url")? {
         Some(url) => {
-            if args.has("--auth-token") || args.has("--auth-token-file") {
-                log::warn!(
-                    "--auth-token has no effect with --control-url: the gateway decides who comes in"
-                );
-            }
+            warn_of(args, LISTENING, "with --control-url: clients come through the gateway");
             Mode::Member(Box::new(member(ws_url("--control-url", &url)?)))
         }
-        None => Mode::Alone {
-            addr,
-            token: client_token(args, env)?,
-            state_file: args.os("--state-file").map(PathBuf::from),
-        },
+        None => {
+            warn_of(args, MEMBERSHIP, "without --control-url");
+            Mode::Alone {
+                addr,
+                token: client_token(args, env)?,
+                state_file: args.os("--state-file").map(PathBuf::from),
+            }
+        }
     };
     let paths = |flag: &str| args.all_os(flag).map(PathBuf::from).collect();
     let manifests = Sources { files: paths("--service-manifest"), dirs: paths("--services-dir") };
@@ -142,6 +159,12 @@ fn options(args: &Args, env: &Env) -> Result<Options> {
         terminals: terminals(args)?,
         mode,
     })
+}
+
+fn warn_of(args: &Args, flags: &[&'static str], why: &str) {
+    for flag in flags.iter().filter(|flag| args.has(flag)) {
+        log::warn!("{flag} has no effect {why}");
+    }
 }
 
 fn terminals(args: &Args) -> Result<Vec<String>> {

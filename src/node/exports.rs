@@ -73,14 +73,14 @@ impl Exports {
 
     /// Takes out the exports of these names and puts in new ones: all of it or, on an error, nothing.
     /// What stays keeps its place, its tree and all that is open in it. Errors: `usage` for a name that
-    /// is empty or stands twice, and when there is no place left.
+    /// is empty or given twice, and when there is no place left.
     pub fn change(&self, gone: &[String], new: Vec<Export>) -> Result<()> {
         let mut t = self.write();
         let stays = t.places.iter().flatten().map(|p| &*p.export.name);
         let mut names: HashSet<&str> = stays.filter(|n| !gone.iter().any(|g| g == n)).collect();
         if let Some(bad) = new.iter().find(|e| e.name.is_empty() || !names.insert(&e.name)) {
-            let message = format!("export name {:?} is empty or stands twice", bad.name);
-            return Err(Error::new(Code::Usage, message));
+            let fault = if bad.name.is_empty() { "is empty" } else { "is given twice" };
+            return Err(Error::new(Code::Usage, format!("export name {:?} {fault}", bad.name)));
         }
         if t.places.len() + new.len() > EXPORTS_MAX {
             let message = format!("at most {EXPORTS_MAX} exports may come and go in one run");

@@ -113,8 +113,9 @@ impl Sources {
         let mut files = self.files.clone();
         for dir in &self.dirs {
             let mut found = Vec::new();
-            for entry in std::fs::read_dir(dir).context(dir.display())? {
-                let path = entry.context(dir.display())?.path();
+            let told = || format!("--services-dir {}", dir.display());
+            for entry in std::fs::read_dir(dir).context(told())? {
+                let path = entry.context(told())?.path();
                 if path.extension().is_some_and(|e| e == "json") && path.is_file() {
                     found.push(path);
                 }
@@ -126,7 +127,13 @@ impl Sources {
             let text = format!("{} manifests; at most {SERVICES_MAX} are taken", files.len());
             return Err(Error::new(Code::Config, text));
         }
-        files.into_iter().map(|f| Ok((f.clone(), atomic::read(&f, FILE_MAX)?))).collect()
+        let given = &self.files;
+        let read = |f: PathBuf| match atomic::read(&f, FILE_MAX) {
+            Ok(text) => Ok((f, text)),
+            Err(e) if given.contains(&f) => Err(e.context("--service-manifest")),
+            Err(e) => Err(e),
+        };
+        files.into_iter().map(read).collect()
     }
 }
 

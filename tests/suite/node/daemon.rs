@@ -431,7 +431,9 @@ fn a_broken_state_file_is_left_alone() {
 #[test]
 fn the_program_listens_and_says_what_is_wrong_with_its_flags() {
     let dir = place();
-    let mut node = Node::start(&["--port", "0", "--export", "w=files"], &[], dir.path());
+    let alone = ["--port", "0", "--export", "w=files", "--invite-token", "x"];
+    let mut node = Node::start(&alone, &[], dir.path());
+    node.says("--invite-token has no effect without --control-url");
     node.says("FS node websocket server listening at ws://127.0.0.1:");
     let log = node.log();
     let addr = log.split("ws://").nth(1).unwrap().split('/').next().unwrap().to_owned();
@@ -445,7 +447,9 @@ fn the_program_listens_and_says_what_is_wrong_with_its_flags() {
         (vec!["--bind", "0.0.0.0", "--port", "0"], 64, "--bind"),
         (vec!["--export", "x"], 64, "--export"),
         (vec!["--export", "x=missing"], 66, "missing"),
-        (vec!["--export", "x=.", "--export", "x=."], 64, "x"),
+        (vec!["--export", "x=.", "--export", "x=."], 64, "\"x\" is given twice"),
+        (vec!["--service-manifest", "none"], 78, "--service-manifest: none"),
+        (vec!["--services-dir", "none"], 78, "--services-dir none"),
         (vec!["--label", "x", "--control-url", "ws://h"], 64, "--label"),
         (vec!["--control-url", "http://h"], 64, "--control-url"),
         (vec!["--control-url", "ws://h", "--pair-mode", "invite"], 64, "--invite-token"),
