@@ -42,7 +42,11 @@ pub fn gateway(args: &Args) -> Result<Option<Gateway>> {
         return Err(usage("--project-token needs --project-id"));
     }
     let Some(url) = args.parsed::<WsUrl>("--workspace-url", "a ws:// or wss:// URL")? else {
-        return Ok(None);
+        let of_gateway = ["--project-id", "--agent-id"];
+        return match of_gateway.into_iter().find(|flag| args.has(flag)) {
+            Some(flag) => Err(usage(format!("{flag} needs --workspace-url"))),
+            None => Ok(None),
+        };
     };
     let bearer = crate::cli::bearer(args)?;
     Ok(Some(Gateway {

@@ -79,10 +79,17 @@ impl Verb {
         args.at_most(words)?;
         let copies = matches!(verb, Verb::Get(..) | Verb::Put(..));
         let mounts = matches!(verb, Verb::Mount(_));
+        let asks = matches!(verb, Verb::Status { .. } | Verb::StatusOf { .. });
         for (flag, fits, of) in [
             ("--recursive", copies, "get and put"),
+            // Before those that it sets.
+            ("-o", mounts, "mount"),
             ("--daemon", mounts, "mount"),
             ("--log-file", mounts, "mount"),
+            ("--read-only", mounts, "mount"),
+            ("--allow-other", mounts, "mount"),
+            ("--no-probe", asks, "status"),
+            ("--mount", asks, "status"),
         ] {
             if args.has(flag) && !fits {
                 return Err(usage(format!("{flag} is for {of}")));

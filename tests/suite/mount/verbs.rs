@@ -49,6 +49,11 @@ fn commands_read_and_change_an_export() {
         (&["truncate", "/a/a.txt", "much"], 64, "\"much\" is not a number"),
         (&["cat"], 64, "<path> is missing"),
         (&["--project-token", "t", "status"], 64, "--project-token needs --project-id"),
+        (&["--project-id", "p", "status"], 64, "--project-id needs --workspace-url"),
+        (&["--agent-id", "p", "status"], 64, "--agent-id needs --workspace-url"),
+        (&["--read-only", "write", "/a/a.txt", "y"], 64, "--read-only is for mount"),
+        (&["-o", "ro", "write", "/a/a.txt", "y"], 64, "-o is for mount"),
+        (&["--no-probe", "cat", "/a/a.txt"], 64, "--no-probe is for status"),
     ] {
         let (code, errors) = failed(fs(args));
         assert_eq!(code, status, "{args:?}: {errors}");
