@@ -26,6 +26,7 @@ pub use plane::{Listener, Plane};
 pub use session::{Actor, Attached, Binding, Door, Gate, Principal, Role, Session};
 
 use crate::base::{Error, Result, now_ms};
+use crate::wire::Object;
 use serde::Serialize;
 use state::{Change, MOTHER, Project, SYSTEM};
 use std::sync::Arc;
@@ -68,6 +69,42 @@ pub trait Agents: Send + Sync {
 
     /// True while a job of the agent is queued or running.
     fn busy(&self, agent_id: &str) -> bool;
+
+    /// Answers a request about the runs of an agent; what they do is told by events. Errors: the
+    /// engine's; `unsupported` where there is none.
+    fn run(&self, agent_id: &str, request: RunRequest) -> Result<Object>;
+}
+
+/// A request about runs (spec: runtime 7.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunRequest {
+    Start {
+        content: String,
+    },
+    /// Without content: on what is queued.
+    Step {
+        run_id: String,
+        content: Option<String>,
+    },
+    Resume {
+        run_id: String,
+        content: Option<String>,
+    },
+    Pause {
+        run_id: String,
+    },
+    Cancel {
+        run_id: String,
+    },
+    Status {
+        run_id: String,
+    },
+    /// The newest, in their order.
+    Events {
+        run_id: String,
+        limit: u32,
+    },
+    List,
 }
 
 impl Plane {

@@ -18,6 +18,7 @@ mod auth;
 mod mounts;
 mod nodes;
 mod projects;
+mod runs;
 mod sessions;
 mod table;
 mod workspaces;
@@ -56,6 +57,11 @@ impl Agents for FakeAgents {
 
     fn busy(&self, agent_id: &str) -> bool {
         self.busy.lock().unwrap().contains(agent_id)
+    }
+
+    /// An engine that says what it was asked.
+    fn run(&self, agent_id: &str, request: RunRequest) -> Result<Object> {
+        Ok(Object::new().put("agent_id", agent_id).put("asked", format!("{request:?}")))
     }
 }
 

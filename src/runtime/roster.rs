@@ -1,9 +1,10 @@
-//! What the control plane asks of those who run the agents: which there are, and making them.
+//! What the control plane asks of those who run the agents: which there are, making them, and their runs.
 
 use super::Runtime;
 use super::agents::{Listing, NewAgent};
 use crate::base::{Code, Error, Result};
-use crate::control::{AgentList, Agents};
+use crate::control::{AgentList, Agents, RunRequest};
+use crate::wire::Object;
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
@@ -36,6 +37,11 @@ impl Agents for Runtime {
 
     fn busy(&self, agent_id: &str) -> bool {
         self.in_flight(agent_id)
+    }
+
+    fn run(&self, _agent_id: &str, _request: RunRequest) -> Result<Object> {
+        let text = "this version has no engine for runs; send the agent a chat message";
+        Err(Error::new(Code::Unsupported, text))
     }
 }
 

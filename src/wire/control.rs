@@ -25,6 +25,14 @@ pub fn reply_name(request: &str) -> &str {
     }
 }
 
+/// The same with what stands before it: requests about runs have none (design: control channel).
+fn reply_type(request: &str) -> String {
+    match request.strip_prefix("agent_run_") {
+        Some(verb) => format!("agent.run.{verb}"),
+        None => format!("control.{}", reply_name(request)),
+    }
+}
+
 pub fn request(name: &str, id: &str, payload: &str) -> String {
     let o = Object::new().put("channel", "control").put("type", format_args!("control.{name}"));
     o.put("id", id).raw("payload", payload).finish()
@@ -34,7 +42,7 @@ pub fn request(name: &str, id: &str, payload: &str) -> String {
 pub fn reply(name: &str, id: Option<&str>, payload: &str) -> Frame {
     let o = Object::new()
         .put("channel", "control")
-        .put("type", format_args!("control.{}", reply_name(name)))
+        .put("type", reply_type(name))
         .put_some("id", id)
         .put("ok", true);
     Frame::Text(o.raw("payload", payload).finish())

@@ -12,9 +12,17 @@ pub enum Channel {
 }
 
 /// Types that stand for another one of their channel.
-const OTHER_SPELLINGS: [(Channel, &str, &str); 2] = [
+const OTHER_SPELLINGS: [(Channel, &str, &str); 10] = [
     (Channel::Control, "debug.subscribe", "debug_subscribe"),
     (Channel::Control, "debug.unsubscribe", "debug_unsubscribe"),
+    (Channel::Control, "agent.run.start", "agent_run_start"),
+    (Channel::Control, "agent.run.step", "agent_run_step"),
+    (Channel::Control, "agent.run.resume", "agent_run_resume"),
+    (Channel::Control, "agent.run.pause", "agent_run_pause"),
+    (Channel::Control, "agent.run.cancel", "agent_run_cancel"),
+    (Channel::Control, "agent.run.status", "agent_run_status"),
+    (Channel::Control, "agent.run.events", "agent_run_events"),
+    (Channel::Control, "agent.run.list", "agent_run_list"),
 ];
 
 /// A message whose outer form is right.

@@ -12,6 +12,7 @@ mod mounts;
 mod nodes;
 mod project_up;
 mod projects;
+mod runs;
 mod scopes;
 mod sessions;
 mod watching;
@@ -145,6 +146,14 @@ pub const TABLE: &[Op] = &[
     op("agent_list", Access::Anyone, Scope::None, agents::list).passing(),
     op("agent_get", Access::Anyone, Scope::None, agents::get).passing(),
     op("agent_ensure", Access::Admin, Scope::None, agents::ensure).leaving(Trail::Durable),
+    op("agent_run_start", Access::Anyone, Scope::None, runs::start),
+    op("agent_run_step", Access::Anyone, Scope::None, runs::step),
+    op("agent_run_resume", Access::Anyone, Scope::None, runs::resume),
+    op("agent_run_pause", Access::Anyone, Scope::None, runs::pause),
+    op("agent_run_cancel", Access::Anyone, Scope::None, runs::cancel),
+    op("agent_run_status", Access::Anyone, Scope::None, runs::status),
+    op("agent_run_events", Access::Anyone, Scope::None, runs::events),
+    op("agent_run_list", Access::Anyone, Scope::None, runs::list),
     op("node_invite_create", Access::Admin, Scope::Node, joining::invite_create),
     op("node_invite_list", Access::Admin, Scope::Node, joining::invite_list),
     op("node_invite_revoke", Access::Admin, Scope::Node, joining::invite_revoke),

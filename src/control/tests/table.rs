@@ -81,6 +81,12 @@ impl Fixture {
                 "operation": "project_create", "result": "ok", "code": "forbidden", "about": "proj-1",
                 "since_ms": 0, "until_ms": 9, "after_id": 0, "before_id": 9, "verify": true}),
             "agent_get" | "agent_ensure" => json!({"agent_id": "alice"}),
+            "agent_run_start" => json!({"content": "go"}),
+            "agent_run_step" | "agent_run_resume" => json!({"run_id": "run-1", "content": "go"}),
+            "agent_run_events" => json!({"run_id": "run-1", "limit": 5}),
+            "agent_run_pause" | "agent_run_cancel" | "agent_run_status" => {
+                json!({"run_id": "run-1"})
+            }
             "node_invite_create" => json!({"expires_in_ms": 60000}),
             "node_invite_list" => {
                 json!({"include_redeemed": true, "include_expired": true, "reveal": true})
