@@ -1,9 +1,12 @@
-//! What measuring needs and no tool of the system does: random reads, and a mount that speaks the base
-//! protocol, as clients and nodes did before there were extensions.
+//! What measuring needs and no tool of the system does: random reads, a mount that speaks the base
+//! protocol, as clients and nodes did before there were extensions, and many clients of a control plane.
 //!
 //!     bench read FILE READS [READERS]     reads 4 KiB blocks in random order, each at most once
 //!     bench mount-old WS-URL MOUNTPOINT   mounts the node's first export until SIGTERM
+//!     bench control GATEWAY DIR           measures the control plane of the gateway program, in homes in DIR
 
+mod control;
+mod house;
 mod old;
 
 use spiderweb::base::{Code, Error, Result, ResultExt};
@@ -20,8 +23,11 @@ fn main() {
         ["read", file, reads] => read(Path::new(file), reads, "1"),
         ["read", file, reads, readers] => read(Path::new(file), reads, readers),
         ["mount-old", url, point] => old::mount(url, Path::new(point)),
+        ["control", gateway, dir] => control::run(Path::new(gateway), Path::new(dir)),
         _ => {
-            Err(Error::new(Code::Usage, "read FILE READS [READERS] | mount-old WS-URL MOUNTPOINT"))
+            let usage =
+                "read FILE READS [READERS] | mount-old WS-URL MOUNTPOINT | control GATEWAY DIR";
+            Err(Error::new(Code::Usage, usage))
         }
     };
     if let Err(e) = outcome {

@@ -1,0 +1,278 @@
+//! The control plane at scale: a thousand projects with a hundred mounts each. Durable mutations through
+//! the gateway and through the plane, beside SQLite alone with the same rows and the same grouping; what a
+//! workspace costs to look at; and how long a start takes.
+
+use super::house::{Asker, House};
+use spiderweb::base::{Error, Result, ResultExt};
+use spiderweb::control::Plane;
+use spiderweb::control::state::{Change, Mount, Project};
+use spiderweb::store::rusqlite::{Connection, params};
+use spiderweb::store::{Db, SqliteKv};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::time::{Duration, Instant};
+
+const CLIENTS: u64 = 64;
+const MOUNTS_PER_PROJECT: u64 = 100;
+const ROUNDS: usize = 3;
+const ROUND: Duration = Duration::from_secs(2);
+const LOOKS: usize = 300;
+
+/// Nodes, and projects; each has [`MOUNTS_PER_PROJECT`] mounts.
+const SMALL: u64 = 1;
+const TENTH: u64 = 100;
+const FULL: u64 = 1_000;
+
+/// Prints lines to read to stderr, and one JSON object to stdout.
+pub fn run(gateway: &Path, dir: &Path) -> Result<()> {
+    let (mut looks, mut starts) = (Vec::new(), Vec::new());
+    for (name, size) in [("small", SMALL), ("tenth", TENTH), ("full", FULL)] {
+        let home = dir.join(name);
+        let house = House::start(gateway, &home)?;
+        seed(&house, size)?;
+        house.stop()?;
+        let house = House::start(gateway, &home)?;
+        starts.push((size * MOUNTS_PER_PROJECT, house.took.as_millis()));
+        for (mounts, project) in [(1, size + 1), (MOUNTS_PER_PROJECT, 1)] {
+            looks.push((name, mounts, look(&house.client()?, project)?));
+        }
+        house.stop()?;
+    }
+    starts.iter().for_each(|(mounts, ms)| eprintln!("start with {mounts} mounts: {ms} ms"));
+    for (state, mounts, us) in &looks {
+        eprintln!("workspace_status of {mounts} mounts, {state} state: {us} us");
+    }
+    let rates = rates(gateway, dir)?;
+    let [gateway, plane, sqlite] = rates;
+    eprintln!(
+        "durable mutations of {CLIENTS} clients: gateway {gateway:.0}/s, plane {plane:.0}/s, SQLite alone \
+         {sqlite:.0}/s; gateway/SQLite {:.2} of 0.5",
+        gateway / sqlite
+    );
+    let starts: Vec<_> = starts.iter().map(|(n, ms)| format!("\"{n}\":{ms}")).collect();
+    let looks: Vec<_> = looks.iter().map(|(s, n, us)| format!("\"{s}_{n}\":{us}")).collect();
+    println!(
+        "{{\"mutations_per_s\":{{\"gateway\":{gateway:.0},\"plane\":{plane:.0},\"sqlite\":{sqlite:.0},\
+         \"of\":\"gateway/sqlite\",\"reached\":{:.2},\"target\":0.5,\"met\":{}}},\"start_ms\":{{{}}},\
+         \"workspace_status_us\":{{{}}}}}",
+        gateway / sqlite,
+        gateway / sqlite >= 0.5,
+        starts.join(","),
+        looks.join(",")
+    );
+    Ok(())
+}
+
+/// Makes `size` nodes and projects, and one more project with a single mount.
+fn seed(house: &House, size: u64) -> Result<()> {
+    shared(house, size, |client, n| {
+        client.call("node_ensure", &format!(r#"{{"node_name":"n{n}","lease_ttl_ms":86400000}}"#))
+    })?;
+    let mount = |n: u64, size: u64| {
+        let node = 1 + n % size;
+        format!(r#"{{"mount_path":"/mounts/m{n}","node_id":"node-{node}","export_name":"work"}}"#)
+    };
+    let up = |client: &Asker, name: u64, mounts: u64| {
+        let mounts: Vec<_> = (0..mounts).map(|n| mount(name + n, size)).collect();
+        client.call(
+            "project_up",
+            &format!(
+                r#"{{"name":"p{name}","vision":"to be measured","activate":false,"desired_mounts":[{}]}}"#,
+                mounts.join(",")
+            ),
+        )
+    };
+    shared(house, size, |client, n| up(client, n, MOUNTS_PER_PROJECT))?;
+    up(&house.client()?, size, 1)
+}
+
+/// Has the clients do something for each number below `count`.
+fn shared(
+    house: &House,
+    count: u64,
+    work: impl Fn(&Asker, u64) -> Result<()> + Sync,
+) -> Result<()> {
+    let next = AtomicU64::new(0);
+    let client = || -> Result<()> {
+        let client = house.client()?;
+        loop {
+            match next.fetch_add(1, Ordering::Relaxed) {
+                n if n < count => work(&client, n)?,
+                _ => return Ok(()),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..CLIENTS.min(count)).map(|_| scope.spawn(client)).collect();
+        threads.into_iter().try_for_each(|t| t.join().expect("a client does not panic"))
+    })
+}
+
+/// The median time of `workspace_status`, in microseconds.
+fn look(client: &Asker, project: u64) -> Result<u128> {
+    let payload = format!(r#"{{"project_id":"proj-{project}"}}"#);
+    let mut took = Vec::with_capacity(LOOKS);
+    for _ in 0..LOOKS {
+        let at = Instant::now();
+        client.call("workspace_status", &payload)?;
+        took.push(at.elapsed().as_micros());
+    }
+    took.sort_unstable();
+    Ok(took[LOOKS / 2])
+}
+
+/// Mutations per second of the gateway, of the plane, and of SQLite alone, each with a full state of its
+/// own; the median of rounds in which they take turns.
+fn rates(gateway: &Path, dir: &Path) -> Result<[f64; 3]> {
+    let database = |home: &str| dir.join(home).join(".spiderweb-ltm/runtime-memory.db");
+    for home in ["plane", "sqlite"] {
+        std::fs::create_dir_all(database(home).parent().expect("it has one"))?;
+        std::fs::copy(database("full"), database(home)).context("the full state")?;
+    }
+    let house = House::start(gateway, &dir.join("full"))?;
+    let clients = (0..CLIENTS).map(|_| house.client()).collect::<Result<Vec<_>>>()?;
+    let db = Db::open(&database("plane"), &[SqliteKv::SCHEMA])?;
+    let plane = Plane::open(Arc::new(SqliteKv::new(db)))?;
+    let alone = Alone::open(&database("sqlite"))?;
+    let mut rates: [Vec<f64>; 3] = Default::default();
+    for _ in 0..ROUNDS {
+        rates[0].push(rate(&clients, |client, n, turn| through_gateway(client, n, turn))?);
+        rates[1].push(rate(&clients, |_, n, turn| through_plane(&plane, n, turn))?);
+        rates[2].push(rate(&clients, |_, n, turn| alone.put(n, turn))?);
+    }
+    house.stop()?;
+    Ok(rates.map(|mut rates| {
+        rates.sort_by(f64::total_cmp);
+        rates[ROUNDS / 2]
+    }))
+}
+
+/// How often a second the clients get something done, each after the other; told their number and turn.
+fn rate(clients: &[Asker], work: impl Fn(&Asker, u64, u64) -> Result<()> + Sync) -> Result<f64> {
+    let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    let run = |client: &Asker, n: u64| -> Result<()> {
+        for turn in 0.. {
+            // A client goes on to where it began, so that a round leaves what it found.
+            if stop.load(Ordering::Relaxed) && turn % 3 == 0 {
+                break;
+            }
+            work(client, n, turn)?;
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let at = Instant::now();
+        let with_numbers = clients.iter().zip(1..);
+        let run = &run;
+        let threads: Vec<_> =
+            with_numbers.map(|(client, n)| scope.spawn(move || run(client, n))).collect();
+        std::thread::sleep(ROUND);
+        let rate = done.load(Ordering::Relaxed) as f64 / at.elapsed().as_secs_f64();
+        stop.store(true, Ordering::Relaxed);
+        threads.into_iter().try_for_each(|t| t.join().expect("a client does not panic"))?;
+        Ok(rate)
+    })
+}
+
+fn through_gateway(client: &Asker, n: u64, turn: u64) -> Result<()> {
+    match turn % 3 {
+        0 => client.call(
+            "project_mount_set",
+            &format!(
+                r#"{{"project_id":"proj-{n}","mount_path":"/more","node_id":"node-{n}","export_name":"work"}}"#
+            ),
+        ),
+        1 => client.call(
+            "project_update",
+            &format!(r#"{{"project_id":"proj-{n}","vision":"to be measured, turn {turn}"}}"#),
+        ),
+        _ => client.call(
+            "project_mount_remove",
+            &format!(r#"{{"project_id":"proj-{n}","mount_path":"/more"}}"#),
+        ),
+    }
+}
+
+fn through_plane(plane: &Arc<Plane>, n: u64, turn: u64) -> Result<()> {
+    plane.mutate(|state, now_ms| {
+        let mut project = Project::clone(state.project(&format!("proj-{n}"))?);
+        match turn % 3 {
+            0 => project.mounts.push(Mount {
+                mount_path: "/more".into(),
+                node_id: format!("node-{n}"),
+                export_name: "work".into(),
+            }),
+            1 => project.vision = format!("to be measured, turn {turn}"),
+            _ => project.mounts.retain(|m| m.mount_path != "/more"),
+        }
+        project.updated_at_ms = project.next_update_ms(now_ms);
+        Ok(((), vec![Change::PutProject(Arc::new(project))]))
+    })
+}
+
+/// SQLite with nothing around it: whoever has rows hands them to one thread, which commits together all
+/// that wait, and answers.
+struct Alone {
+    jobs: Sender<Job>,
+}
+
+struct Job {
+    rows: [(String, Option<Vec<u8>>); 2],
+    done: std::sync::mpsc::SyncSender<()>,
+}
+
+impl Alone {
+    fn open(database: &Path) -> Result<Alone> {
+        let conn = Connection::open(database)?;
+        conn.pragma_update(None, "journal_mode", "WAL")?;
+        conn.pragma_update(None, "synchronous", "FULL")?;
+        let (jobs, waiting) = channel();
+        std::thread::spawn(move || {
+            if let Err(e) = write(&conn, &waiting) {
+                eprintln!("bench: SQLite alone: {e}");
+            }
+        });
+        Ok(Alone { jobs })
+    }
+
+    /// Rows as those of a mount and of its project.
+    fn put(&self, n: u64, turn: u64) -> Result<()> {
+        let mount = format!(
+            r#"{{"mount_path":"/more","node_id":"node-{n}","export_name":"work","turn":{turn}}}"#
+        );
+        let mount = (turn % 3 != 2).then(|| mount.into_bytes());
+        let project = vec![b'x'; 330 + (turn % 10) as usize];
+        let (done, answered) = sync_channel(1);
+        let rows = [
+            (format!("control/project/{n}/mount/1000"), mount),
+            (format!("control/project/{n}"), Some(project)),
+        ];
+        let sent = self.jobs.send(Job { rows, done });
+        sent.ok().and_then(|()| answered.recv().ok()).ok_or_else(|| Error::invalid("it has ended"))
+    }
+}
+
+fn write(conn: &Connection, waiting: &Receiver<Job>) -> Result<()> {
+    while let Ok(first) = waiting.recv() {
+        let group: Vec<_> = std::iter::once(first).chain(waiting.try_iter()).collect();
+        let tx = conn.unchecked_transaction()?;
+        for (key, value) in group.iter().flat_map(|job| &job.rows) {
+            match value {
+                Some(value) => tx
+                    .prepare_cached(
+                        "INSERT OR REPLACE INTO kv (key, value, mod_revision) VALUES (?1, ?2, 1)",
+                    )?
+                    .execute(params![key, value])?,
+                None => tx.prepare_cached("DELETE FROM kv WHERE key = ?1")?.execute([key])?,
+            };
+        }
+        tx.commit()?;
+        for job in group {
+            let _ = job.done.send(());
+        }
+    }
+    Ok(())
+}
