@@ -1,9 +1,8 @@
 //! What has happened to the control plane since it was opened (spec: control 11.2), seen in the changes
 //! themselves: whatever operation made them, and only when they are durable.
 
-use super::state::{Change, MOTHER, Mount, Project, State};
+use super::state::{Change, MOTHER, Profile, State};
 use crate::base::Total;
-use std::collections::HashSet;
 
 /// Totals, by what was done.
 #[derive(Debug, Default)]
@@ -24,7 +23,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Counts a change that is about to be applied to `before`.
+    /// Counts a change of a mutation that is about to be applied to `before`.
     pub(super) fn see(&self, before: &State, change: &Change) {
         match change {
             Change::PutInvite(new) => match before.invites.get(&new.number) {
@@ -41,23 +40,23 @@ impl Counts {
             Change::DeleteNode(_) => self.node_deletes.add(1),
             // The system project comes with the state.
             Change::PutProject(new) => match before.projects.get(&new.number) {
-                None if new.is_system() => {}
-                None => {
-                    self.project_creates.add(1);
-                    self.mounts(&[], &new.mounts);
-                }
+                None => self.project_creates.add(u64::from(!new.is_system())),
                 Some(old) => self.project(old, new),
             },
-            Change::DeleteProject(number) => {
+            Change::DeleteProject(old) => {
                 self.project_deletes.add(1);
-                let mounts = before.projects.get(number).map_or(&[][..], |p| &p.mounts);
-                self.mounts(mounts, &[]);
+                self.mount_removes.add(old.mounts.len() as u64);
             }
+            Change::Mount(placing) => match placing.thing {
+                Some(_) => self.mount_sets.add(1),
+                None => self.mount_removes.add(1),
+            },
             Change::Activate { agent_id, project } => {
                 let at_start = *project == 0 && agent_id == MOTHER;
                 self.activations.add(u64::from(!at_start));
             }
-            Change::DeleteInvite(_)
+            Change::Bind(_)
+            | Change::DeleteInvite(_)
             | Change::PutPending(_)
             | Change::DeletePending(_)
             | Change::Deactivate { .. }
@@ -66,28 +65,12 @@ impl Counts {
         }
     }
 
-    fn project(&self, old: &Project, new: &Project) {
+    fn project(&self, old: &Profile, new: &Profile) {
         let same = (&old.name, &old.vision, &old.status) == (&new.name, &new.vision, &new.status);
         let updated = !same || old.policy != new.policy;
         self.project_updates.add(u64::from(updated));
         let revoked = old.token_locked && !new.token_locked;
         self.token_revokes.add(u64::from(revoked));
         self.token_rotates.add(u64::from(!revoked && old.token != new.token));
-        self.mounts(&old.mounts, &new.mounts);
-    }
-
-    /// Counts what differs. One mount is changed at a time as a rule, so what is the same before and
-    /// behind it is left out first.
-    fn mounts(&self, old: &[Mount], new: &[Mount]) {
-        let same = old.iter().zip(new).take_while(|(a, b)| a == b).count();
-        let (old, new) = (&old[same..], &new[same..]);
-        let same = old.iter().rev().zip(new.iter().rev()).take_while(|(a, b)| a == b).count();
-        let (old, new) = (&old[..old.len() - same], &new[..new.len() - same]);
-        let missing = |from: &[Mount], all: &[Mount]| {
-            let from: HashSet<&Mount> = from.iter().collect();
-            all.iter().filter(|mount| !from.contains(mount)).count() as u64
-        };
-        self.mount_sets.add(missing(old, new));
-        self.mount_removes.add(missing(new, old));
     }
 }

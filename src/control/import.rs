@@ -2,11 +2,11 @@
 //! What it says of things that are not there is left out, and named in the log; a snapshot that cannot be
 //! read is an error, for starting without it would lose it.
 
-use super::ops::{overlap, put_bind, tree_path};
+use super::ops::{put_bind, put_mount, tree_path};
 use super::policy::Policy;
 use super::state::{
-    Bind, Change, Counter, Invite, Mount, Node, PREFIX, PendingJoin, Project, SYSTEM, Service,
-    id_number,
+    Bind, Change, Counter, Draft, Invite, Mount, Node, PREFIX, PendingJoin, Profile, SYSTEM,
+    Service, id_number,
 };
 use crate::base::{Code, Error, Result, ResultExt, id, now_ms};
 use crate::store::{Db, Key, Kv, Txn, original};
@@ -47,7 +47,7 @@ pub fn original(db: &Db, kv: &dyn Kv, key: Option<&Key>) -> Result<()> {
             log::warn!("taking over the original's state: {note}");
         }
         log::info!("took over the original's state: {}", import.summary());
-        let rows = import.changes.iter().map(Change::row);
+        let rows = import.changes.iter().flat_map(Change::rows);
         txn.puts.extend(rows.filter_map(|(key, value)| Some((key, value?))));
     } else {
         log::warn!("the original's state is not taken over: there is one of this version already");
@@ -264,7 +264,7 @@ impl Import {
             None => Policy::default(),
         };
         let token = old.mutation_token.filter(|token| !token.is_empty());
-        let mut project = Project {
+        let mut project = Draft::new(Profile {
             number,
             name: old.name,
             vision: old.vision,
@@ -274,9 +274,7 @@ impl Import {
             created_at_ms: old.created_at_ms,
             updated_at_ms: old.updated_at_ms,
             policy,
-            mounts: Vec::new(),
-            binds: Vec::new(),
-        };
+        });
         for mount in old.mounts {
             let shown = format!("{}: mount {} of {}", old.id, mount.mount_path, mount.node_id);
             if let Err(e) = self.mount(&mut project, mount) {
@@ -290,21 +288,17 @@ impl Import {
             }
         }
         self.projects.insert(old.id, number);
-        self.changes.push(Change::PutProject(Arc::new(project)));
+        let (_, changes) = project.finish(0);
+        self.changes.extend(changes);
         Ok(number)
     }
 
-    fn mount(&self, project: &mut Project, mount: Mount) -> Result<()> {
+    fn mount(&self, project: &mut Draft, mount: Mount) -> Result<()> {
         if !self.nodes.contains(&mount.node_id) {
             return Err(Error::invalid("there is no such node"));
         }
         let mount_path = tree_path("mount_path", &mount.mount_path)?;
-        project.mounts.push(Mount { mount_path, ..mount });
-        if overlap(project).is_some() {
-            project.mounts.pop();
-            return Err(Error::invalid("it overlaps with another"));
-        }
-        Ok(())
+        put_mount(project, Mount { mount_path, ..mount })
     }
 
     fn active(&mut self, active: Active) {
@@ -340,11 +334,10 @@ fn built_in_nodes(projects: &[OldProject]) -> BTreeSet<String> {
     theirs.map(|m| m.node_id.clone()).collect()
 }
 
-fn bind(project: &mut Project, bind: Bind) -> Result<()> {
-    let before = project.binds.clone();
+fn bind(project: &mut Draft, bind: Bind) -> Result<()> {
     let bind_path = tree_path("bind_path", &bind.bind_path)?;
     let target_path = tree_path("target_path", &bind.target_path)?;
-    put_bind(project, Bind { bind_path, target_path }).inspect_err(|_| project.binds = before)
+    put_bind(project, Bind { bind_path, target_path })
 }
 
 fn service(document: Value) -> Option<Service> {

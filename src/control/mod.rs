@@ -10,8 +10,10 @@ pub mod events;
 mod history;
 pub mod import;
 mod ops;
+mod places;
 mod plane;
 pub mod policy;
+mod project;
 pub mod reconcile;
 mod session;
 pub mod state;
@@ -28,7 +30,7 @@ pub use session::{Actor, Attached, Binding, Door, Gate, Principal, Role, Session
 use crate::base::{Error, Result, now_ms};
 use crate::wire::Object;
 use serde::Serialize;
-use state::{Change, MOTHER, Project, SYSTEM};
+use state::{Change, MOTHER, Profile, SYSTEM};
 use std::sync::Arc;
 
 /// An agent as `agent_list` shows it (spec: control 8.4).
@@ -123,8 +125,8 @@ impl Plane {
     }
 }
 
-pub(in crate::control) fn system_project(now_ms: i64) -> Project {
-    Project {
+pub(in crate::control) fn system_project(now_ms: i64) -> Profile {
+    Profile {
         number: 0,
         name: "System".into(),
         vision: "What the gateway itself offers".into(),
@@ -134,8 +136,6 @@ pub(in crate::control) fn system_project(now_ms: i64) -> Project {
         created_at_ms: now_ms,
         updated_at_ms: now_ms,
         policy: policy::Policy::default(),
-        mounts: Vec::new(),
-        binds: Vec::new(),
     }
 }
 
@@ -162,10 +162,7 @@ fn remembered(cx: &Context, target: &Target) -> Result<Option<Binding>> {
     let state = cx.plane.state();
     let project = state.project(&target.project_id)?;
     let exists = |id: &str| id != MOTHER && cx.agents.exists(id);
-    let works_here = || {
-        let here = state.active.iter().filter(|(_, number)| **number == project.number);
-        here.map(|(id, _)| id.clone()).find(|id| exists(id))
-    };
+    let works_here = || state.agents_in(project.number).find(|id| exists(id)).map(str::to_owned);
     let own = Some(target.agent_id.clone()).filter(|id| exists(id));
     let Some(agent_id) = own.or_else(works_here) else { return Ok(None) };
     session::check_role(Role::User, &agent_id, &target.project_id)?;

@@ -7,7 +7,7 @@ use super::counts::Counts;
 use super::reconcile::Reconciler;
 use super::state::{Change, PREFIX, State};
 use crate::base::{Code, Error, Notify, Result, now_ms};
-use crate::store::{Kv, Txn};
+use crate::store::{Chain, Kv, Txn};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 
 /// Called after changes became durable, in their order, on the thread that wrote them: must be short
@@ -30,6 +30,8 @@ pub struct Plane {
 struct Head {
     state: State,
     in_flight: usize,
+    /// Each builds on those before it.
+    chain: Chain,
     /// A commit failed, so `state` holds what never became durable.
     stale: bool,
 }
@@ -44,7 +46,7 @@ impl Plane {
             audit,
             kv,
             published: RwLock::new(Arc::new(state.clone())),
-            head: Mutex::new(Head { state, in_flight: 0, stale: false }),
+            head: Mutex::new(Head { state, in_flight: 0, chain: Chain::default(), stale: false }),
             listeners: RwLock::default(),
             changed: Notify::default(),
             reconciler: Reconciler::default(),
@@ -107,13 +109,13 @@ impl Plane {
                 head.state.apply(change);
             }
             head.in_flight += 1;
+            let (txn, is_recorded) = (txn(&changes, head.chain.clone()), entry.is_some());
+            let (plane, after, done) = (self.clone(), head.state.clone(), done.clone());
+            let durable = Box::new(move |outcome| done.set(plane.finish(after, &changes, outcome)));
             // Handed over under the lock, so that commits reach the disk in the order decided.
-            let (plane, done) = (self.clone(), done.clone());
-            let (txn, is_recorded) = (txn(&changes), entry.is_some());
-            let done = Box::new(move |r| done.set(plane.finish(&changes, r)));
             match writing {
-                Some(writing) => writing.commit(txn, entry, done),
-                None => self.kv.commit_then(txn, done),
+                Some(writing) => writing.commit(txn, entry, durable),
+                None => self.kv.commit_then(txn, durable),
             }
             (answer, is_recorded)
         };
@@ -132,28 +134,26 @@ impl Plane {
         head.state = load(&*self.kv)?;
         *self.published.write().unwrap_or_else(PoisonError::into_inner) =
             Arc::new(head.state.clone());
-        head.stale = false;
+        (head.chain, head.stale) = (Chain::default(), false);
         Ok(())
     }
 
-    /// On the writing thread: publishes what is durable now.
-    fn finish(&self, changes: &[Change], result: Result<u64>) -> Result<()> {
-        if let Err(e) = result {
+    /// On the writing thread: publishes what is durable now, the state as it is with these changes.
+    fn finish(&self, after: State, changes: &[Change], outcome: Result<u64>) -> Result<()> {
+        if let Err(e) = outcome {
             let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
             head.in_flight -= 1;
             head.stale = true;
             log::error!("a control mutation could not be stored: {e}");
             return Err(e.recode(Code::StorageError).context("nothing was changed"));
         }
-        {
+        let before = {
             let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
-            let state = Arc::make_mut(&mut published);
-            for change in changes {
-                self.counts.see(state, change);
-                state.apply(change);
-            }
-        }
+            std::mem::replace(&mut *published, Arc::new(after))
+        };
+        changes.iter().for_each(|change| self.counts.see(&before, change));
         self.head.lock().unwrap_or_else(PoisonError::into_inner).in_flight -= 1;
+        self.reconciler.heard(changes);
         let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner).clone();
         listeners.iter().for_each(|l| l(changes));
         self.changed.notify();
@@ -165,9 +165,9 @@ fn load(kv: &dyn Kv) -> Result<State> {
     State::load(kv.range(PREFIX)?.into_iter().map(|row| (row.key, row.value)))
 }
 
-fn txn(changes: &[Change]) -> Txn {
-    let mut txn = Txn::default();
-    for (key, value) in changes.iter().map(Change::row) {
+fn txn(changes: &[Change], chain: Chain) -> Txn {
+    let mut txn = Txn { chain, ..Txn::default() };
+    for (key, value) in changes.iter().flat_map(Change::rows) {
         match value {
             Some(value) => txn.puts.push((key, value)),
             None => txn.deletes.push(key),

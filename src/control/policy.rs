@@ -57,7 +57,7 @@ impl Mode {
 type Modes = BTreeMap<Action, Mode>;
 
 /// The modes set for a project, and those that differ for single agents.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     pub actions: Modes,
     pub agents: BTreeMap<String, Modes>,
@@ -175,14 +175,16 @@ pub fn check(project: &Project, action: Action, who: Asker<'_>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::state::Profile;
     use super::*;
+    use std::sync::Arc;
 
     fn policy(text: &str) -> Result<Policy> {
         Policy::read(&Fields::parse(text).unwrap())
     }
 
     fn project(policy: Policy, locked: bool) -> Project {
-        Project {
+        let profile = Profile {
             number: 1,
             name: "Demo".into(),
             vision: "v".into(),
@@ -192,9 +194,8 @@ mod tests {
             created_at_ms: 0,
             updated_at_ms: 0,
             policy,
-            mounts: vec![],
-            binds: vec![],
-        }
+        };
+        Arc::new(profile).into()
     }
 
     fn decide(p: &Project, action: Action, agent: &str, token: Option<&str>) -> Option<Code> {

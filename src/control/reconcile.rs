@@ -2,7 +2,7 @@
 //! again at the projects concerned, chooses anew what serves in them, and tells who goes to the nodes
 //! that a node is back. Keeps what is known of each project since the last look.
 
-use super::state::{Node, Project, State, id_number};
+use super::state::{Change, Map, Node, Project, State, node_id};
 use super::workspace::{Availability, Drift, Viewer, Workspace};
 use super::{MOTHER, Plane};
 use crate::base::{Cancel, Deadline, Notify, Result, ResultExt, now_ms};
@@ -22,22 +22,125 @@ pub type OnReturn = Arc<dyn Fn(&str) + Send + Sync>;
 #[derive(Default)]
 pub(super) struct Reconciler {
     record: Mutex<Record>,
+    /// Since the last look.
+    touched: Mutex<Touched>,
     on_return: OnceLock<OnReturn>,
 }
 
+/// What mutations have changed, by number.
+#[derive(Debug, Default)]
+pub struct Touched {
+    pub projects: BTreeSet<u64>,
+    pub nodes: BTreeSet<u64>,
+}
+
+impl Touched {
+    pub fn hear(&mut self, changes: &[Change]) {
+        for change in changes {
+            match change {
+                Change::PutNode(node) => drop(self.nodes.insert(node.number)),
+                Change::DeleteNode(number) => drop(self.nodes.insert(*number)),
+                Change::PutProject(project) => drop(self.projects.insert(project.number)),
+                Change::DeleteProject(project) => drop(self.projects.insert(project.number)),
+                Change::Mount(placing) => drop(self.projects.insert(placing.project)),
+                Change::Bind(placing) => drop(self.projects.insert(placing.project)),
+                Change::PutInvite(_)
+                | Change::DeleteInvite(_)
+                | Change::PutPending(_)
+                | Change::DeletePending(_)
+                | Change::Activate { .. }
+                | Change::Deactivate { .. }
+                | Change::Last(..)
+                | Change::ServiceEvent(_) => {}
+            }
+        }
+    }
+}
+
 /// What is known since the last look.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Record {
     /// By number.
-    pub projects: BTreeMap<u64, Arc<Known>>,
+    pub projects: Map<u64, Arc<Known>>,
     /// By number.
-    pub nodes: Arc<BTreeMap<u64, Presence>>,
-    /// When a node next changes without anybody's doing.
-    pub turns_at_ms: Option<i64>,
+    pub nodes: Map<u64, Presence>,
+    /// Of all projects and nodes.
+    pub standing: Standing,
+    turns: Turns,
+    /// For who follows.
+    news: Option<News>,
     pub cycles_total: u64,
     pub failed_ops_total: u64,
     /// 0 for never.
     pub last_reconcile_ms: i64,
+}
+
+/// What was seen to have changed, by number.
+#[derive(Debug, Default)]
+pub struct News {
+    pub projects: BTreeSet<u64>,
+    /// Nodes that came, went, or are present in another way.
+    pub nodes: BTreeSet<u64>,
+}
+
+/// How projects and nodes stand together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    pub nodes_online: usize,
+    pub nodes_total: usize,
+    pub mounts: Availability,
+    /// Of what is mounted where and how it stands, in whatever order.
+    pub digest: u64,
+}
+
+impl Standing {
+    pub fn add(&mut self, known: &Known) {
+        self.mounts = self.mounts + known.availability;
+        self.digest = self.digest.wrapping_add(known.digest);
+    }
+
+    fn remove(&mut self, known: &Known) {
+        self.mounts = self.mounts - known.availability;
+        self.digest = self.digest.wrapping_sub(known.digest);
+    }
+
+    pub fn add_node(&mut self, presence: &Presence) {
+        self.nodes_total += 1;
+        self.nodes_online += usize::from(presence.online);
+    }
+
+    fn remove_node(&mut self, presence: &Presence) {
+        self.nodes_total -= 1;
+        self.nodes_online -= usize::from(presence.online);
+    }
+}
+
+/// When nodes change without anybody's doing.
+#[derive(Debug, Default)]
+struct Turns {
+    in_order: BTreeSet<(i64, u64)>,
+    of_nodes: BTreeMap<u64, i64>,
+}
+
+impl Turns {
+    fn set(&mut self, node: u64, at_ms: Option<i64>) {
+        let old = match at_ms {
+            Some(at_ms) => self.of_nodes.insert(node, at_ms),
+            None => self.of_nodes.remove(&node),
+        };
+        if let Some(old) = old {
+            self.in_order.remove(&(old, node));
+        }
+        self.in_order.extend(at_ms.map(|at_ms| (at_ms, node)));
+    }
+
+    fn next(&self) -> Option<i64> {
+        self.in_order.first().map(|(at_ms, _)| *at_ms)
+    }
+
+    fn due(&self, now_ms: i64) -> impl Iterator<Item = u64> {
+        self.in_order.range(..=(now_ms, u64::MAX)).map(|(_, node)| *node)
+    }
 }
 
 /// A project as it was last seen.
@@ -75,10 +178,6 @@ impl Presence {
             fs_url: node.fs_url.clone(),
             exports: node.exports().map(owned),
         }
-    }
-
-    pub fn is_online(&self) -> bool {
-        self.online
     }
 
     /// Whether it is worth trying again, at once.
@@ -137,42 +236,89 @@ fn failure(project: &Project, d: &Drift) -> String {
 }
 
 impl Record {
-    /// Looks at what has changed since the last time; says which nodes are back.
-    fn look(&mut self, state: &State, now_ms: i64) -> Vec<String> {
-        let nodes = state.nodes.iter().map(|(k, n)| (*k, Presence::of(n, now_ms)));
-        let nodes: BTreeMap<u64, Presence> = nodes.collect();
-        let all = nodes.keys().chain(self.nodes.keys());
-        let moved: BTreeSet<u64> =
-            all.filter(|k| nodes.get(k) != self.nodes.get(k)).copied().collect();
-        let back = nodes.iter().filter(|(k, n)| n.is_back_after(self.nodes.get(k)));
-        let back = back.map(|(k, _)| state.nodes[k].id()).collect();
-        self.nodes = Arc::new(nodes);
-        self.turns_at_ms = state.nodes.values().filter_map(|n| n.turns_at_ms(now_ms)).min();
-
-        let before = self.projects.len();
-        self.projects.retain(|number, _| state.projects.contains_key(number));
-        let mut is_news = self.projects.len() != before || self.cycles_total == 0;
-        for (number, project) in &state.projects {
-            let old = self.projects.get(number);
-            // One that has not changed is the very same value.
-            if old.is_some_and(|old| {
-                Arc::ptr_eq(&old.project, project) && !mounts_any(project, &moved)
-            }) {
-                continue;
-            }
-            let new = Known::of(state, project, old.map(|old| &**old), now_ms);
-            if let Some(old) = old {
-                new.log_changes(old);
-            }
-            self.failed_ops_total += new.failed.len() as u64;
-            self.projects.insert(*number, Arc::new(new));
-            is_news = true;
+    /// Looks at what was touched since the last time, and at what time itself has changed; says which
+    /// nodes are back.
+    fn look(&mut self, state: &State, mut touched: Touched, now_ms: i64) -> Vec<String> {
+        let is_first = self.last_reconcile_ms == 0;
+        if is_first {
+            touched.projects.extend(state.projects.keys());
         }
-        if is_news {
+        // When the clock was set back, what has been due may yet come.
+        if is_first || now_ms < self.last_reconcile_ms {
+            touched.nodes.extend(state.nodes.keys());
+        }
+        touched.nodes.extend(self.turns.due(now_ms));
+        let mut back = Vec::new();
+        for number in touched.nodes {
+            let node = state.nodes.get(&number);
+            self.turns.set(number, node.and_then(|node| node.turns_at_ms(now_ms)));
+            if self.look_at_node(number, node.map(|node| Presence::of(node, now_ms)), &mut back) {
+                touched.projects.extend(state.projects_with(number).map(|p| p.number));
+            }
+        }
+        if is_first || !touched.projects.is_empty() {
             self.cycles_total += 1;
+        }
+        for number in touched.projects {
+            self.look_at_project(number, state, now_ms);
         }
         self.last_reconcile_ms = now_ms;
         back
+    }
+
+    /// True if it is not as it was.
+    fn look_at_node(&mut self, number: u64, new: Option<Presence>, back: &mut Vec<String>) -> bool {
+        let old = self.nodes.get(&number);
+        if old == new.as_ref() {
+            return false;
+        }
+        if new.as_ref().is_some_and(|new| new.is_back_after(old)) {
+            back.push(node_id(number));
+        }
+        if let Some(old) = old {
+            self.standing.remove_node(old);
+            self.nodes.remove_mut(&number);
+        }
+        if let Some(new) = new {
+            self.standing.add_node(&new);
+            self.nodes.insert_mut(number, new);
+        }
+        if let Some(news) = &mut self.news {
+            news.nodes.insert(number);
+        }
+        true
+    }
+
+    fn look_at_project(&mut self, number: u64, state: &State, now_ms: i64) {
+        let old = self.projects.get(&number).cloned();
+        if let Some(old) = &old {
+            self.standing.remove(old);
+        }
+        match state.projects.get(&number) {
+            Some(project) => {
+                let new = Known::of(state, project, old.as_deref(), now_ms);
+                if let Some(old) = &old {
+                    new.log_changes(old);
+                }
+                self.failed_ops_total += new.failed.len() as u64;
+                self.standing.add(&new);
+                self.projects.insert_mut(number, Arc::new(new));
+            }
+            None => drop(self.projects.remove_mut(&number)),
+        }
+        if let Some(news) = &mut self.news {
+            news.projects.insert(number);
+        }
+    }
+
+    /// When a node next changes without anybody's doing.
+    pub fn turns_at_ms(&self) -> Option<i64> {
+        self.turns.next()
+    }
+
+    /// What has changed since the last call; for the one who follows.
+    pub fn news(&mut self) -> News {
+        self.news.replace(News::default()).unwrap_or_default()
     }
 
     /// The payload of `reconcile_status`: what is known of these projects (spec: control
@@ -212,24 +358,30 @@ impl Record {
     }
 }
 
-fn mounts_any(project: &Project, nodes: &BTreeSet<u64>) -> bool {
-    let is_of = |id: &str| id_number(id, "node-").is_some_and(|n| nodes.contains(&n));
-    !nodes.is_empty() && project.mounts.iter().any(|m| is_of(&m.node_id))
-}
-
 impl Reconciler {
     fn record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn touched(&self) -> MutexGuard<'_, Touched> {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of changes that were published.
+    pub fn heard(&self, changes: &[Change]) {
+        self.touched().hear(changes);
     }
 }
 
 impl Plane {
     /// Brings the record up to date, and hands it to `read`, which must be short.
-    pub fn reconciled<T>(&self, read: impl FnOnce(&Record) -> T) -> T {
+    pub fn reconciled<T>(&self, read: impl FnOnce(&mut Record) -> T) -> T {
         let mut record = self.reconciler.record();
-        // Taken under the lock, so that no look goes back to an older state.
-        let back = record.look(&self.state(), now_ms());
-        let outcome = read(&record);
+        // Taken under the lock, so that no look goes back to an older state; and before the state, so that
+        // it has all that was touched.
+        let touched = std::mem::take(&mut *self.reconciler.touched());
+        let back = record.look(&self.state(), touched, now_ms());
+        let outcome = read(&mut record);
         drop(record);
         if let Some(on_return) = self.reconciler.on_return.get() {
             back.iter().for_each(|node_id| on_return(node_id));
@@ -268,9 +420,8 @@ impl Plane {
 
     /// When a node next changes without anybody's doing.
     fn next_turn(&self) -> Deadline {
-        let now_ms = now_ms();
-        let turns = self.state().nodes.values().filter_map(|n| n.turns_at_ms(now_ms)).min();
-        let left = |at: i64| u64::try_from(at - now_ms).unwrap_or(0);
+        let turns = self.reconciler.record().turns_at_ms();
+        let left = |at: i64| u64::try_from(at - now_ms()).unwrap_or(0);
         turns.map_or_else(Deadline::never, |at| Deadline::after_ms(left(at) + 1))
     }
 }

@@ -2,12 +2,17 @@
 //! can be made to it, and their form in the store. No decisions: those are in `ops`.
 
 use super::events::ServiceEvent;
+use super::project::Placing;
+pub use super::project::{Bind, Draft, Mount, Profile, Project};
 use crate::base::{Code, Error, Result, ResultExt, id};
 use crate::wire::control::Platform;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// A copy shares what it has in common with the original, so it costs nothing; a change O(log n).
+pub type Map<K, V> = rpds::RedBlackTreeMapSync<K, V>;
 
 /// The built-in agent that sets the others up (spec: control 5.3).
 pub const MOTHER: &str = "mother";
@@ -57,7 +62,7 @@ const SETTLE_MS: i64 = 30_000;
 
 impl Node {
     pub fn id(&self) -> String {
-        format!("node-{}", self.number)
+        node_id(self.number)
     }
 
     /// Whether a secret is this node's; `None` if it is not.
@@ -149,54 +154,8 @@ impl PendingJoin {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Project {
-    /// 0 for `system`.
-    pub number: u64,
-    pub name: String,
-    pub vision: String,
-    pub status: String,
-    pub token: String,
-    pub token_locked: bool,
-    pub created_at_ms: i64,
-    pub updated_at_ms: i64,
-    #[serde(default)]
-    pub policy: super::policy::Policy,
-    #[serde(default)]
-    pub mounts: Vec<Mount>,
-    #[serde(default)]
-    pub binds: Vec<Bind>,
-}
-
-impl Project {
-    pub fn id(&self) -> String {
-        project_id(self.number)
-    }
-
-    pub fn is_system(&self) -> bool {
-        self.number == 0
-    }
-
-    /// `updated_at_ms` of the version after this one: the time, and never the same twice, whatever the
-    /// clock does.
-    pub fn next_update_ms(&self, now_ms: i64) -> i64 {
-        now_ms.max(self.updated_at_ms.saturating_add(1))
-    }
-}
-
-/// Where an export of a node appears in a project. Several with one path are a failover group, in order
-/// of preference.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Mount {
-    pub mount_path: String,
-    pub node_id: String,
-    pub export_name: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bind {
-    pub bind_path: String,
-    pub target_path: String,
+pub fn node_id(number: u64) -> String {
+    format!("node-{number}")
 }
 
 pub fn project_id(number: u64) -> String {
@@ -240,17 +199,29 @@ impl Counter {
     }
 }
 
-/// Everything the plane knows. Values are shared, so a copy is cheap.
+/// Everything the plane knows. A copy costs nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
-    pub nodes: BTreeMap<u64, Arc<Node>>,
-    pub invites: BTreeMap<u64, Arc<Invite>>,
-    pub pending: BTreeMap<u64, Arc<PendingJoin>>,
-    pub projects: BTreeMap<u64, Arc<Project>>,
+    pub nodes: Map<u64, Arc<Node>>,
+    pub invites: Map<u64, Arc<Invite>>,
+    pub pending: Map<u64, Arc<PendingJoin>>,
+    pub projects: Map<u64, Arc<Project>>,
     /// The project each agent works in.
-    pub active: BTreeMap<String, u64>,
+    pub active: Map<String, u64>,
     /// The number last given out, by kind.
-    last: BTreeMap<Counter, u64>,
+    last: [u64; Counter::ALL.len()],
+    index: Index,
+}
+
+/// Where to find what would else be looked for everywhere.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Index {
+    node_names: Map<(String, u64), ()>,
+    project_names: Map<(String, u64), ()>,
+    /// How many mounts of a node, the first number, there are in a project, the second.
+    mounted: Map<(u64, u64), usize>,
+    /// Who works in a project.
+    agents: Map<(u64, String), ()>,
 }
 
 /// One step of a mutation. A mutation is a list of them, applied whole or not at all.
@@ -262,8 +233,12 @@ pub enum Change {
     DeleteInvite(u64),
     PutPending(Arc<PendingJoin>),
     DeletePending(u64),
-    PutProject(Arc<Project>),
-    DeleteProject(u64),
+    /// What is mounted and bound in it stays.
+    PutProject(Arc<Profile>),
+    /// With all that is mounted and bound in it.
+    DeleteProject(Arc<Project>),
+    Mount(Placing<Mount>),
+    Bind(Placing<Bind>),
     Activate {
         agent_id: String,
         project: u64,
@@ -284,10 +259,10 @@ pub const PREFIX: &str = "control/";
 pub type Row = (String, Option<Vec<u8>>);
 
 impl Change {
-    /// The change as a row of the store.
-    pub fn row(&self) -> Row {
-        let put = |key: String, value: Vec<u8>| (format!("{PREFIX}{key}"), Some(value));
-        let delete = |key: String| (format!("{PREFIX}{key}"), None);
+    /// The change as rows of the store.
+    pub fn rows(&self) -> Vec<Row> {
+        let put = |key: String, value: Vec<u8>| vec![(format!("{PREFIX}{key}"), Some(value))];
+        let delete = |key: String| vec![(format!("{PREFIX}{key}"), None)];
         match self {
             Change::PutNode(n) => put(format!("node/{}", n.number), json(&**n)),
             Change::DeleteNode(n) => delete(format!("node/{n}")),
@@ -296,15 +271,33 @@ impl Change {
             Change::PutPending(p) => put(format!("pending/{}", p.number), json(&**p)),
             Change::DeletePending(n) => delete(format!("pending/{n}")),
             Change::PutProject(p) => put(format!("project/{}", p.number), json(&**p)),
-            Change::DeleteProject(n) => delete(format!("project/{n}")),
+            Change::DeleteProject(p) => {
+                let gone = delete(format!("project/{}", p.number)).into_iter();
+                let mounts = p.mounts.numbered().map(|(n, _)| placed(p.number, "mount", n));
+                let binds = p.binds.numbered().map(|(n, _)| placed(p.number, "bind", n));
+                gone.chain(mounts.chain(binds).flat_map(delete)).collect()
+            }
+            Change::Mount(Placing { project, number, thing }) => {
+                let key = placed(*project, "mount", *number);
+                thing.as_ref().map_or_else(|| delete(key.clone()), |m| put(key.clone(), json(&**m)))
+            }
+            Change::Bind(Placing { project, number, thing }) => {
+                let key = placed(*project, "bind", *number);
+                thing.as_ref().map_or_else(|| delete(key.clone()), |b| put(key.clone(), json(&**b)))
+            }
             Change::Activate { agent_id, project } => {
                 put(format!("active/{agent_id}"), project.to_string().into_bytes())
             }
             Change::Deactivate { agent_id } => delete(format!("active/{agent_id}")),
             Change::Last(counter, n) => put(counter.key().into(), n.to_string().into_bytes()),
-            Change::ServiceEvent(e) => Change::Last(Counter::ServiceEvent, e.seq).row(),
+            Change::ServiceEvent(e) => Change::Last(Counter::ServiceEvent, e.seq).rows(),
         }
     }
+}
+
+/// The key of what stands in a project: behind that of the project itself.
+fn placed(project: u64, kind: &str, number: u64) -> String {
+    format!("project/{project}/{kind}/{number}")
 }
 
 fn json<T: Serialize>(value: &T) -> Vec<u8> {
@@ -314,20 +307,87 @@ fn json<T: Serialize>(value: &T) -> Vec<u8> {
 impl State {
     pub fn apply(&mut self, change: &Change) {
         match change {
-            Change::PutNode(n) => drop(self.nodes.insert(n.number, n.clone())),
-            Change::DeleteNode(n) => drop(self.nodes.remove(n)),
-            Change::PutInvite(i) => drop(self.invites.insert(i.number, i.clone())),
-            Change::DeleteInvite(n) => drop(self.invites.remove(n)),
-            Change::PutPending(p) => drop(self.pending.insert(p.number, p.clone())),
-            Change::DeletePending(n) => drop(self.pending.remove(n)),
-            Change::PutProject(p) => drop(self.projects.insert(p.number, p.clone())),
-            Change::DeleteProject(n) => drop(self.projects.remove(n)),
-            Change::Activate { agent_id, project } => {
-                self.active.insert(agent_id.clone(), *project);
+            Change::PutNode(n) => self.put_node(n),
+            Change::DeleteNode(n) => self.delete_node(*n),
+            Change::PutInvite(i) => self.invites.insert_mut(i.number, i.clone()),
+            Change::DeleteInvite(n) => drop(self.invites.remove_mut(n)),
+            Change::PutPending(p) => self.pending.insert_mut(p.number, p.clone()),
+            Change::DeletePending(n) => drop(self.pending.remove_mut(n)),
+            Change::PutProject(p) => self.put_project(p),
+            Change::DeleteProject(p) => self.delete_project(p.number),
+            Change::Mount(placing) => self.place_mount(placing),
+            Change::Bind(Placing { project, number, thing }) => {
+                if let Some(project) = self.projects.get_mut(project) {
+                    Arc::make_mut(project).binds.set(*number, thing.clone());
+                }
             }
-            Change::Deactivate { agent_id } => drop(self.active.remove(agent_id)),
-            Change::Last(counter, n) => drop(self.last.insert(*counter, *n)),
-            Change::ServiceEvent(e) => drop(self.last.insert(Counter::ServiceEvent, e.seq)),
+            Change::Activate { agent_id, project } => {
+                self.deactivate(agent_id);
+                self.active.insert_mut(agent_id.clone(), *project);
+                self.index.agents.insert_mut((*project, agent_id.clone()), ());
+            }
+            Change::Deactivate { agent_id } => self.deactivate(agent_id),
+            Change::Last(counter, n) => self.last[*counter as usize] = *n,
+            Change::ServiceEvent(e) => self.last[Counter::ServiceEvent as usize] = e.seq,
+        }
+    }
+
+    fn put_node(&mut self, node: &Arc<Node>) {
+        self.delete_node(node.number);
+        self.index.node_names.insert_mut((node.name.clone(), node.number), ());
+        self.nodes.insert_mut(node.number, node.clone());
+    }
+
+    fn delete_node(&mut self, number: u64) {
+        if let Some(old) = self.nodes.get(&number) {
+            self.index.node_names.remove_mut(&(old.name.clone(), number));
+            self.nodes.remove_mut(&number);
+        }
+    }
+
+    fn put_project(&mut self, profile: &Arc<Profile>) {
+        let number = profile.number;
+        let old = self.projects.get(&number);
+        if old.is_none_or(|old| old.name != profile.name) {
+            if let Some(old) = old {
+                self.index.project_names.remove_mut(&(old.name.clone(), number));
+            }
+            self.index.project_names.insert_mut((profile.name.clone(), number), ());
+        }
+        match self.projects.get_mut(&number) {
+            Some(project) => Arc::make_mut(project).profile = profile.clone(),
+            None => {
+                let project = Project::from(profile.clone());
+                self.projects.insert_mut(number, Arc::new(project));
+            }
+        }
+    }
+
+    fn delete_project(&mut self, number: u64) {
+        let Some(old) = self.projects.get(&number).cloned() else { return };
+        self.index.project_names.remove_mut(&(old.name.clone(), number));
+        for mount in old.mounts.iter() {
+            self.index.count_mount(mount, number, false);
+        }
+        self.projects.remove_mut(&number);
+    }
+
+    fn place_mount(&mut self, Placing { project: number, number: place, thing }: &Placing<Mount>) {
+        let Some(project) = self.projects.get_mut(number) else { return };
+        let project = Arc::make_mut(project);
+        if let Some(old) = project.mounts.get(*place) {
+            self.index.count_mount(old, *number, false);
+        }
+        if let Some(new) = thing {
+            self.index.count_mount(new, *number, true);
+        }
+        project.mounts.set(*place, thing.clone());
+    }
+
+    fn deactivate(&mut self, agent_id: &str) {
+        if let Some(project) = self.active.get(agent_id) {
+            self.index.agents.remove_mut(&(*project, agent_id.to_owned()));
+            self.active.remove_mut(agent_id);
         }
     }
 
@@ -351,21 +411,37 @@ impl State {
             return Ok(());
         }
         let (kind, rest) = key.split_once('/').ok_or_else(|| Error::invalid("unknown kind"))?;
-        let change = match kind {
-            "node" => Change::PutNode(Arc::new(parse(value)?)),
-            "invite" => Change::PutInvite(Arc::new(parse(value)?)),
-            "pending" => Change::PutPending(Arc::new(parse(value)?)),
-            "project" => Change::PutProject(Arc::new(parse(value)?)),
-            "active" => Change::Activate { agent_id: rest.into(), project: parse(value)? },
+        let change = match (kind, &*rest.split('/').collect::<Vec<_>>()) {
+            ("node", _) => Change::PutNode(Arc::new(parse(value)?)),
+            ("invite", _) => Change::PutInvite(Arc::new(parse(value)?)),
+            ("pending", _) => Change::PutPending(Arc::new(parse(value)?)),
+            ("project", [_]) => Change::PutProject(Arc::new(parse(value)?)),
+            ("project", [project, "mount", n]) => {
+                Change::Mount(self.place(project, n, parse(value)?)?)
+            }
+            ("project", [project, "bind", n]) => {
+                Change::Bind(self.place(project, n, parse(value)?)?)
+            }
+            ("active", _) => Change::Activate { agent_id: rest.into(), project: parse(value)? },
             _ => return Err(Error::invalid("unknown kind; was it written by a newer version?")),
         };
         self.apply(&change);
         Ok(())
     }
 
+    /// What a row says of a place in a project, which is read before it.
+    fn place<T>(&self, project: &str, number: &str, thing: T) -> Result<Placing<T>> {
+        let number_of = |text: &str| text.parse::<u64>().map_err(|e| Error::invalid(e.to_string()));
+        let (project, number) = (number_of(project)?, number_of(number)?);
+        if !self.projects.contains_key(&project) {
+            return Err(Error::invalid("the row of its project is missing"));
+        }
+        Ok(Placing { project, number, thing: Some(Arc::new(thing)) })
+    }
+
     /// The number of a kind that was given out last; 0 for none.
     pub fn last(&self, counter: Counter) -> u64 {
-        self.last.get(&counter).copied().unwrap_or(0)
+        self.last[counter as usize]
     }
 
     /// The next free number of a kind, and the change that marks it as given out.
@@ -386,9 +462,51 @@ impl State {
             .ok_or_else(|| Error::new(Code::ProjectNotFound, format!("there is no project {id:?}")))
     }
 
+    /// The nodes of a name, the oldest first.
+    pub fn nodes_named(&self, name: &str) -> impl Iterator<Item = &Arc<Node>> {
+        let named = self.index.node_names.range((name.to_owned(), 0)..=(name.to_owned(), u64::MAX));
+        named.filter_map(|((_, number), ())| self.nodes.get(number))
+    }
+
+    /// The projects of a name, the oldest first.
+    pub fn projects_named(&self, name: &str) -> impl Iterator<Item = &Arc<Project>> {
+        let names = &self.index.project_names;
+        let named = names.range((name.to_owned(), 0)..=(name.to_owned(), u64::MAX));
+        named.filter_map(|((_, number), ())| self.projects.get(number))
+    }
+
+    /// The projects that mount something of a node.
+    pub fn projects_with(&self, node: u64) -> impl Iterator<Item = &Arc<Project>> {
+        let mounted = self.index.mounted.range((node, 0)..=(node, u64::MAX));
+        mounted.filter_map(|((_, project), _)| self.projects.get(project))
+    }
+
+    /// Whether a project mounts something of a node.
+    pub fn is_mounted(&self, node: u64, project: u64) -> bool {
+        self.index.mounted.contains_key(&(node, project))
+    }
+
+    /// The agents that work in a project.
+    pub fn agents_in(&self, project: u64) -> impl Iterator<Item = &str> {
+        let here = self.index.agents.range((project, String::new())..);
+        here.take_while(move |((of, _), ())| *of == project).map(|((_, agent), ())| &**agent)
+    }
+
     /// The project that an agent works in, if it has one.
     pub fn active_project(&self, agent_id: &str) -> Option<&Arc<Project>> {
         self.projects.get(self.active.get(agent_id)?)
+    }
+}
+
+impl Index {
+    fn count_mount(&mut self, mount: &Mount, project: u64, more: bool) {
+        let Some(node) = mount.node() else { return };
+        let count = self.mounted.get(&(node, project)).copied().unwrap_or(0);
+        match (more, count) {
+            (true, _) => self.mounted.insert_mut((node, project), count + 1),
+            (false, 0 | 1) => drop(self.mounted.remove_mut(&(node, project))),
+            (false, _) => self.mounted.insert_mut((node, project), count - 1),
+        }
     }
 }
 
@@ -412,7 +530,7 @@ mod tests {
             Change::PutInvite(Arc::new(invite)),
             Change::Activate { agent_id: "alice".into(), project: 3 },
         ];
-        let rows: Vec<_> = changes.iter().map(Change::row).collect();
+        let rows: Vec<_> = changes.iter().flat_map(Change::rows).collect();
         changes.iter().for_each(|c| state.apply(c));
         let rows = rows.into_iter().filter_map(|(k, v)| Some((k, v?)));
         assert_eq!(State::load(rows).unwrap(), state);

@@ -4,11 +4,13 @@ mod resolve;
 
 pub use resolve::{Drift, Workspace};
 
+use super::places::Places;
 use super::policy::{Action, Asker, check};
 use super::state::{MOTHER, Project, State};
 use crate::base::{Code, Error, Result};
 use crate::wire::Object;
 use serde::Serialize;
+use std::ops::{Add, Sub};
 
 /// Who looks, which decides what is shown.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +38,32 @@ pub struct Availability {
     pub online: usize,
     pub degraded: usize,
     pub missing: usize,
+}
+
+impl Add for Availability {
+    type Output = Availability;
+
+    fn add(self, other: Availability) -> Availability {
+        Availability {
+            mounts_total: self.mounts_total + other.mounts_total,
+            online: self.online + other.online,
+            degraded: self.degraded + other.degraded,
+            missing: self.missing + other.missing,
+        }
+    }
+}
+
+impl Sub for Availability {
+    type Output = Availability;
+
+    fn sub(self, other: Availability) -> Availability {
+        Availability {
+            mounts_total: self.mounts_total - other.mounts_total,
+            online: self.online - other.online,
+            degraded: self.degraded - other.degraded,
+            missing: self.missing - other.missing,
+        }
+    }
 }
 
 /// The payload of `workspace_status` (spec: control 8.7); without a project, its blank form.
@@ -72,12 +100,12 @@ fn shown(
     let depth = workspace.queue_depth();
     Object::new()
         .put("agent_id", viewer.agent_id)
-        .put("project_id", project.map(Project::id))
+        .put("project_id", project.map(|p| p.id()))
         .put("workspace_root", project.map(|_| "/"))
         .put("mounts", &workspace.selected)
         .put("desired_mounts", &workspace.desired)
         .put("actual_mounts", &workspace.selected)
-        .put("binds", project.map(|p| p.binds.clone()).unwrap_or_default())
+        .put("binds", project.map(|p| &p.binds).unwrap_or(&Places::default()))
         .object("drift", drift)
         .put("availability", workspace.availability())
         .put("reconcile_state", if depth == 0 { "idle" } else { "degraded" })

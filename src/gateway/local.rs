@@ -106,8 +106,8 @@ fn bind(state: &State, principal: &Principal, asked: fs::Binding) -> Result<Bind
     let admin = principal.role == Role::Admin;
     let works_in = |project_id: &str| {
         let number = state.project(project_id).ok()?.number;
-        let mut agents = state.active.iter().filter(|(a, n)| **n == number && *a != MOTHER);
-        agents.next().map(|(agent, _)| agent.clone())
+        let mut agents = state.agents_in(number).filter(|agent| *agent != MOTHER);
+        agents.next().map(str::to_owned)
     };
     let agent_id = asked.agent_id.or_else(|| asked.project_id.as_deref().and_then(works_in));
     let agent_id = agent_id.or_else(|| admin.then(|| MOTHER.to_owned())).ok_or_else(|| {

@@ -111,7 +111,7 @@ impl Metrics {
                 state.nodes.values().filter(|n| n.online(now)).count(),
                 "Nodes whose lease runs.",
             ),
-            gauge("spiderweb_nodes_total", "nodes.total", state.nodes.len(), "Nodes."),
+            gauge("spiderweb_nodes_total", "nodes.total", state.nodes.size(), "Nodes."),
             counter(
                 "spiderweb_node_joins_total",
                 "nodes.joins_total",
@@ -151,13 +151,13 @@ impl Metrics {
             gauge(
                 "spiderweb_projects_total",
                 "projects.total",
-                state.projects.len(),
+                state.projects.size(),
                 "Projects, the system project included.",
             ),
             gauge(
                 "spiderweb_active_project_bindings",
                 "projects.active_bindings",
-                state.active.len(),
+                state.active.size(),
                 "Agents that work in a project.",
             ),
             counter(

@@ -3,36 +3,44 @@
 //! reconciling. Each subscriber is told what he may see, and nothing holds a secret.
 
 use super::debug::{Stream, Subscriber, changed};
-use crate::base::{Cancel, Deadline, Result, ResultExt, now_ms};
-use crate::control::reconcile::{Known, Presence, Record};
-use crate::control::state::{MOTHER, Mount, Project, State, id_number};
+use crate::base::{Cancel, Deadline, Notify, Result, ResultExt, now_ms};
+use crate::control::reconcile::{Known, News, Presence, Record, Standing};
+use crate::control::state::{MOTHER, Map, Mount, Project, State};
 use crate::control::topics::Topic;
 use crate::control::{Binding, Plane, workspace};
 use crate::wire::Object;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// Between two reports on reconciling, which tell of every project.
 const REPORT_MS: u64 = 1_000;
 /// Between two attempts to tell those who are slow.
 const RETRY_MS: u64 = 250;
+/// How much longer than a look took the pause behind it is, so that looking takes no more than a fifth of a
+/// core, however much changes.
+const PAUSE_FACTOR: u32 = 4;
 const TOPOLOGY: &str = "workspace-topology";
 
 /// Starts the thread that looks for changes until `stop` is cancelled.
 pub fn follow(stream: Arc<Stream>, plane: Arc<Plane>, stop: Cancel) -> Result<JoinHandle<()>> {
     let run = move || {
         let mut follower = Follower {
-            shown: plane.reconciled(Picture::of),
+            shown: plane.reconciled(Picture::of).0,
             reconciled: plane.reconciled(|record| record.cycles_total),
             report_at: Deadline::after_ms(0),
             stream,
             plane: plane.clone(),
         };
         loop {
-            let seen = plane.changed().seen();
+            let (seen, at) = (plane.changed().seen(), Instant::now());
             let until = follower.look();
-            if plane.changed().wait(seen, until).block(Deadline::never(), &stop).is_err() {
+            let change = plane.changed().wait(seen, until);
+            let pause = Notify::default();
+            let pause = pause.wait(pause.seen(), Deadline::after(at.elapsed() * PAUSE_FACTOR));
+            let waits = [change, pause];
+            if waits.iter().any(|wait| wait.block(Deadline::never(), &stop).is_err()) {
                 return;
             }
         }
@@ -52,16 +60,13 @@ struct Follower {
 impl Follower {
     /// Tells what has changed since the last look, and says by when to look again.
     fn look(&mut self) -> Deadline {
-        let now = self.plane.reconciled(Picture::of);
-        // Held no longer than needed: as long as it is, each mutation copies the state.
+        let (now, news) = self.plane.reconciled(Picture::of);
         let state = self.plane.state();
-        let changes = now.differs(&self.shown);
+        let changes = now.differs(&self.shown, &news);
         for (project, reason) in &changes {
-            self.tell_change(&state, project, reason);
-        }
-        for project in self.shown.projects.values().map(|known| &*known.project) {
-            if !now.projects.contains_key(&project.number) {
-                self.tell_end(project);
+            match *reason {
+                PROJECT_DELETED => self.tell_end(project),
+                reason => self.tell_change(&state, project, reason),
             }
         }
         let by_hand = changes.iter().any(|(_, reason)| *reason == PROJECT_CHANGED);
@@ -112,12 +117,16 @@ impl Follower {
 
     fn tell_availability(&self, state: &State, now: &Picture, reason: &str) {
         let event = |sees: &dyn Fn(&Project) -> bool, all: bool| {
-            let (before, after) = (self.shown.standing(sees, all), now.standing(sees, all));
+            let standing = |picture: &Picture| match all {
+                true => picture.standing,
+                false => picture.standing_of(sees),
+            };
+            let (before, after) = (standing(&self.shown), standing(now));
             let payload = Object::new()
                 .put("event", "workspace_availability_changed")
                 .put("reason", reason)
-                .object("before", before.shown())
-                .object("after", after.shown())
+                .object("before", shown(&before))
+                .object("after", shown(&after))
                 .put("ts_ms", now_ms());
             (before != after).then(|| payload.finish())
         };
@@ -157,22 +166,27 @@ const AVAILABILITY_CHANGED: &str = "availability_changed";
 
 /// What workspaces depend on, at one moment.
 struct Picture {
-    projects: BTreeMap<u64, Arc<Known>>,
+    projects: Map<u64, Arc<Known>>,
     /// By number.
-    nodes: Arc<BTreeMap<u64, Presence>>,
+    nodes: Map<u64, Presence>,
+    /// Of all.
+    standing: Standing,
     cycles: u64,
     /// When the next node changes without anybody's doing.
     turns_at_ms: Option<i64>,
 }
 
 impl Picture {
-    fn of(record: &Record) -> Picture {
-        Picture {
+    /// With what may have changed since the one before.
+    fn of(record: &mut Record) -> (Picture, News) {
+        let picture = Picture {
             projects: record.projects.clone(),
             nodes: record.nodes.clone(),
+            standing: record.standing,
             cycles: record.cycles_total,
-            turns_at_ms: record.turns_at_ms,
-        }
+            turns_at_ms: record.turns_at_ms(),
+        };
+        (picture, record.news())
     }
 
     /// By when to look again, whatever happens.
@@ -181,81 +195,56 @@ impl Picture {
         self.turns_at_ms.map_or_else(Deadline::never, |at| Deadline::after_ms(left(at) + 1))
     }
 
-    /// The projects whose workspace is another than in `old`, and why.
-    fn differs<'p>(&'p self, old: &Picture) -> Vec<(&'p Project, &'static str)> {
-        let numbers = self.nodes.keys().chain(old.nodes.keys());
-        let moved: BTreeSet<&u64> =
-            numbers.filter(|n| self.nodes.get(n) != old.nodes.get(n)).collect();
-        let changed = |(number, known): (&u64, &'p Arc<Known>)| {
-            let before = old.projects.get(number);
-            // One that has not changed is the very same value.
-            if before.is_some_and(|before| Arc::ptr_eq(before, known)) {
-                return None;
-            }
-            let project = &*known.project;
+    /// The projects of the news whose workspace is another than in `old`, and why.
+    fn differs(&self, old: &Picture, news: &News) -> Vec<(Arc<Project>, &'static str)> {
+        let is_moved = |n: &&u64| self.nodes.get(n) != old.nodes.get(n);
+        let moved: BTreeSet<u64> = news.nodes.iter().filter(is_moved).copied().collect();
+        let changed = |number: &u64| {
+            let (now, before) = (self.projects.get(number), old.projects.get(number));
+            let Some(now) = now else { return Some((before?.project.clone(), PROJECT_DELETED)) };
+            let project = &now.project;
             let is_same = |before: &Arc<Known>| {
                 before.project.mounts == project.mounts && before.project.binds == project.binds
             };
             if !before.is_some_and(is_same) {
-                return Some((project, PROJECT_CHANGED));
+                return Some((project.clone(), PROJECT_CHANGED));
             }
-            let is_moved =
-                |m: &Mount| id_number(&m.node_id, "node-").is_some_and(|n| moved.contains(&n));
+            let is_moved = |m: &Mount| m.node().is_some_and(|n| moved.contains(&n));
             let affected = !moved.is_empty() && project.mounts.iter().any(is_moved);
-            affected.then_some((project, AVAILABILITY_CHANGED))
+            affected.then(|| (project.clone(), AVAILABILITY_CHANGED))
         };
-        self.projects.iter().filter_map(changed).collect()
+        news.projects.iter().filter_map(changed).collect()
     }
 
-    /// How the projects stand that `sees` lets through, with the nodes that they mount, or with all.
-    fn standing(&self, sees: &dyn Fn(&Project) -> bool, all_nodes: bool) -> Standing {
+    /// How the projects stand that `sees` lets through, with the nodes that they mount.
+    fn standing_of(&self, sees: &dyn Fn(&Project) -> bool) -> Standing {
         let mut standing = Standing::default();
         let mut mounted = BTreeSet::new();
         for known in self.projects.values().filter(|known| sees(&known.project)) {
-            let (sum, one) = (&mut standing.mounts, known.availability);
-            sum.mounts_total += one.mounts_total;
-            sum.online += one.online;
-            sum.degraded += one.degraded;
-            sum.missing += one.missing;
-            standing.digest = standing.digest.wrapping_add(known.digest);
-            if !all_nodes {
-                let nodes = known.project.mounts.iter();
-                mounted.extend(nodes.filter_map(|m| id_number(&m.node_id, "node-")));
-            }
+            standing.add(known);
+            mounted.extend(known.project.mounts.iter().filter_map(Mount::node));
         }
-        let nodes = self.nodes.iter().filter(|(n, _)| all_nodes || mounted.contains(n));
-        for (_, presence) in nodes {
-            standing.nodes_total += 1;
-            standing.nodes_online += usize::from(presence.is_online());
-        }
+        let nodes = mounted.iter().filter_map(|number| self.nodes.get(number));
+        nodes.for_each(|presence| standing.add_node(presence));
         standing
     }
 }
 
 /// The figures of `workspace_availability_changed` (spec: control 9.2).
-#[derive(Default, PartialEq)]
-struct Standing {
-    nodes_online: usize,
-    nodes_total: usize,
-    mounts: workspace::Availability,
-    digest: u64,
-}
-
-impl Standing {
-    fn shown(&self) -> Object {
-        let nodes = Object::new().put("online", self.nodes_online).put("total", self.nodes_total);
-        let mounts = Object::new()
-            .put("online", self.mounts.online)
-            .put("degraded", self.mounts.degraded)
-            .put("missing", self.mounts.missing)
-            .put("total", self.mounts.mounts_total);
-        // A number that every JSON reader holds exactly.
-        let digest = self.digest >> 11;
-        Object::new()
-            .object("nodes", nodes)
-            .object("mounts", mounts)
-            .put("project_mount_digest", digest)
-    }
+fn shown(standing: &Standing) -> Object {
+    let of_nodes =
+        Object::new().put("online", standing.nodes_online).put("total", standing.nodes_total);
+    let mounts = Object::new()
+        .put("online", standing.mounts.online)
+        .put("degraded", standing.mounts.degraded)
+        .put("missing", standing.mounts.missing)
+        .put("total", standing.mounts.mounts_total);
+    // A number that every JSON reader holds exactly.
+    let digest = standing.digest >> 11;
+    Object::new()
+        .object("nodes", of_nodes)
+        .object("mounts", mounts)
+        .put("project_mount_digest", digest)
 }
 
 /// As whom a connection sees a project.

@@ -5,11 +5,12 @@ use super::nodes::Nodes;
 use crate::base::{Cancel, Deadline, Name, Result, ResultExt, TreePath};
 use crate::control::Plane;
 use crate::control::policy::Asker;
-use crate::control::state::{MOTHER, Node, Project, Service, State};
+use crate::control::reconcile::Touched;
+use crate::control::state::{MOTHER, Node, Project, Service, State, node_id, project_id};
 use crate::vfs::remote::Which;
 use crate::vfs::{Bind, Member, MountPoint, NodeId, Tree, Union, Who};
-use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 /// Files of a service that do not tell what the catalogue tells.
@@ -67,15 +68,14 @@ impl Trees {
         let world = Member { name: "world".into(), tree: self.world.clone(), root: NodeId::ROOT };
         let mut mounts = vec![MountPoint { path: TreePath::root(), members: vec![world] }];
         let sees_all = who.admin || who.agent_id == MOTHER;
-        let is_mounted =
-            |n: &Node| project.is_some_and(|p| p.mounts.iter().any(|m| m.node_id == n.id()));
-        let nodes = state.nodes.values().filter(|n| sees_all || is_mounted(n));
-        mounts.extend(nodes.clone().filter_map(|n| self.files(n)));
+        let is_mounted = |n: &Node| project.is_some_and(|p| state.is_mounted(n.number, p.number));
+        let nodes = || state.nodes.values().filter(|n| sees_all || is_mounted(n));
+        mounts.extend(nodes().filter_map(|n| self.files(n)));
         let mut binds = project.map(|p| self.project(p, &mut mounts)).unwrap_or_default();
         // What the project itself has put somewhere stays.
         let taken = mounts.iter().map(|m| &m.path).chain(binds.iter().map(|b| &b.path));
         let taken: HashSet<_> = taken.cloned().collect();
-        for node in nodes.filter(|_| services) {
+        for node in nodes().filter(|_| services) {
             let (places, aliases) = self.services(state, node, who);
             mounts.extend(places.into_iter().filter(|place| !taken.contains(&place.path)));
             binds.extend(aliases.into_iter().filter(|alias| !taken.contains(&alias.path)));
@@ -117,7 +117,7 @@ impl Trees {
     }
 
     fn project(&self, project: &Project, mounts: &mut Vec<MountPoint>) -> Vec<Bind> {
-        for m in &project.mounts {
+        for m in project.mounts.iter() {
             let Ok(path) = TreePath::parse(&m.mount_path) else { continue };
             if path.is_root() {
                 log::warn!("{}: a mount at / would hide the namespace; left out", project.id());
@@ -141,33 +141,55 @@ impl Trees {
         project.binds.iter().filter_map(bind).collect()
     }
 
-    /// Lays out anew all trees in use.
-    fn refresh(&self) {
-        let state = self.plane.state();
+    /// Lays out anew the trees in use that `is_affected` means, by project.
+    fn refresh(&self, state: &State, is_affected: impl Fn(Option<&str>) -> bool) {
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (union, who) in live {
             let Some(union) = union.upgrade() else { continue };
-            if let Err(e) = self.lay_out(&state, &who, |mounts, binds| union.set(mounts, binds)) {
+            if !is_affected(who.project_id.as_deref()) {
+                continue;
+            }
+            if let Err(e) = self.lay_out(state, &who, |mounts, binds| union.set(mounts, binds)) {
                 log::warn!("the tree of {} stays as it was: {e}", who.agent_id);
             }
         }
         self.nodes.prune();
     }
 
-    /// Starts the thread that follows the control plane until `stop` is cancelled. Changes that change
-    /// no layout (a lease that is refreshed) cost a comparison.
+    /// Lays out anew what mutations have changed since `shown`. Changes that change no layout (a lease that
+    /// is refreshed) cost a comparison.
+    fn follow_changes(&self, state: &State, touched: &Touched, shown: &State) {
+        // Whether a node is there, and what of it is shown.
+        let services = |state: &State, number| state.nodes.get(number).map(|n| n.services.clone());
+        let mut any_node = false;
+        for number in &touched.nodes {
+            let (old, new) = (services(shown, number), services(state, number));
+            if old.is_some() && new.is_some() && old != new {
+                self.nodes.catalogue_changed(&node_id(*number));
+            }
+            any_node |= old != new;
+        }
+        let projects: HashSet<_> = touched.projects.iter().map(|n| project_id(*n)).collect();
+        if any_node || !projects.is_empty() {
+            self.refresh(state, |id| any_node || id.is_some_and(|id| projects.contains(id)));
+        }
+    }
+
+    /// Starts the thread that follows the control plane until `stop` is cancelled.
     pub fn follow(self: &Arc<Trees>, stop: Cancel) -> Result<JoinHandle<()>> {
         let trees = self.clone();
+        let touched = Arc::new(Mutex::new(Touched::default()));
+        let heard = touched.clone();
+        trees.plane.listen(Arc::new(move |changes| lock(&heard).hear(changes)));
         let run = move || {
-            let mut shown = Topology::of(&trees.plane.state());
+            let mut shown = trees.plane.state();
             loop {
                 let seen = trees.plane.changed().seen();
-                let now = Topology::of(&trees.plane.state());
-                now.catalogues_changed(&shown).for_each(|id| trees.nodes.catalogue_changed(&id));
-                if !now.is_same(&shown) {
-                    trees.refresh();
-                }
-                shown = now;
+                // Before the state, which has all that was touched.
+                let news = std::mem::take(&mut *lock(&touched));
+                let state = trees.plane.state();
+                trees.follow_changes(&state, &news, &shown);
+                shown = state;
                 let wait = trees.plane.changed().wait(seen, Deadline::never());
                 if wait.block(Deadline::never(), &stop).is_err() {
                     return;
@@ -176,6 +198,10 @@ impl Trees {
         };
         std::thread::Builder::new().name("topology".into()).spawn(run).context("topology thread")
     }
+}
+
+fn lock(touched: &Mutex<Touched>) -> MutexGuard<'_, Touched> {
+    touched.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where the files of a service that stands at `at` are found beside what the catalogue says of it
@@ -187,35 +213,4 @@ fn aliases_of(node_id: &str, service: &Service, at: &TreePath) -> impl Iterator<
             (TreePath::parse(format!("{place}/{name}")).ok()?, Name::text(name).ok()?);
         Some(Bind { path, target: at.join(name) })
     })
-}
-
-/// What layouts depend on.
-struct Topology {
-    nodes: BTreeMap<u64, Arc<Node>>,
-    projects: Vec<Arc<Project>>,
-}
-
-impl Topology {
-    fn of(state: &State) -> Topology {
-        let nodes = state.nodes.clone();
-        Topology { nodes, projects: state.projects.values().cloned().collect() }
-    }
-
-    /// The nodes that have other services than in `old`, where they were known.
-    fn catalogues_changed(&self, old: &Topology) -> impl Iterator<Item = String> {
-        // One that has not changed is the very same value.
-        let differ = |a: &Arc<Node>, b: &Arc<Node>| !Arc::ptr_eq(a, b) && a.services != b.services;
-        let known =
-            self.nodes.iter().filter_map(|(number, node)| Some((node, old.nodes.get(number)?)));
-        known.filter(move |(now, old)| differ(now, old)).map(|(node, _)| node.id())
-    }
-
-    /// A project that has not changed is the very same value.
-    fn is_same(&self, other: &Topology) -> bool {
-        let mut pairs = self.projects.iter().zip(&other.projects);
-        self.nodes.keys().eq(other.nodes.keys())
-            && self.catalogues_changed(other).next().is_none()
-            && self.projects.len() == other.projects.len()
-            && pairs.all(|(a, b)| Arc::ptr_eq(a, b))
-    }
 }

@@ -25,7 +25,7 @@ pub(super) fn place(world: &World) -> Item {
         document(move |cx| {
             let state = view.plane.state();
             Ok(json!({"agent_id": cx.who.agent_id, "project_id": cx.who.project_id,
-            "show_debug": false, "nodes": state.nodes.len(), "visible_agents": 1,
+            "show_debug": false, "nodes": state.nodes.size(), "visible_agents": 1,
             "aliases": {"/global/chat": "/agents/self/chat", "/global/jobs": "/agents/self/jobs"}}))
         }),
     ));

@@ -7,6 +7,7 @@ use super::{Db, Schema};
 use crate::base::{Code, Error, Result};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// A value and the revision of the commit that last put it.
@@ -25,7 +26,37 @@ pub struct Txn {
     pub present: Vec<String>,
     pub puts: Vec<(String, Vec<u8>)>,
     pub deletes: Vec<String>,
+    pub chain: Chain,
 }
+
+/// Commits that build on one another: where one fails, those that are made after it do, too.
+#[derive(Clone, Debug, Default)]
+pub struct Chain(Arc<AtomicBool>);
+
+impl Chain {
+    /// Runs a commit, on the thread that writes. One that panics breaks the chain as well.
+    fn link<T>(&self, commit: impl FnOnce() -> Result<T>) -> Result<T> {
+        if self.0.swap(true, Ordering::AcqRel) {
+            let message = "what it builds on could not be stored; nothing was changed";
+            return Err(Error::new(Code::StorageError, message));
+        }
+        let outcome = commit();
+        self.0.store(outcome.is_err(), Ordering::Release);
+        outcome
+    }
+
+    fn end(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+impl PartialEq for Chain {
+    fn eq(&self, other: &Chain) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Chain {}
 
 /// A committed change of one key; `value` is `None` when it was deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,9 +183,13 @@ impl Kv for SqliteKv {
 
     fn commit_then(&self, txn: Txn, done: KvDone) {
         let (watchers, sealer) = (self.watchers.clone(), self.db.sealer.clone());
+        let (chain, after) = (txn.chain.clone(), txn.chain.clone());
         self.db.write_then(
-            move |tx| apply(tx, txn, sealer.as_deref()),
+            move |tx| chain.link(|| apply(tx, txn, sealer.as_deref())),
             move |outcome: Result<(u64, Vec<KvEvent>)>| {
+                if outcome.is_err() {
+                    after.end();
+                }
                 done(outcome.map(|(revision, events)| {
                     watchers.publish(&events);
                     revision

@@ -5,7 +5,7 @@
 use super::house::{Asker, House};
 use spiderweb::base::{Error, Result, ResultExt};
 use spiderweb::control::Plane;
-use spiderweb::control::state::{Change, Mount, Project};
+use spiderweb::control::state::{Draft, Mount};
 use spiderweb::store::rusqlite::{Connection, params};
 use spiderweb::store::{Db, SqliteKv};
 use std::path::Path;
@@ -198,18 +198,17 @@ fn through_gateway(client: &Asker, n: u64, turn: u64) -> Result<()> {
 
 fn through_plane(plane: &Arc<Plane>, n: u64, turn: u64) -> Result<()> {
     plane.mutate(|state, now_ms| {
-        let mut project = Project::clone(state.project(&format!("proj-{n}"))?);
+        let mut project = Draft::of(state.project(&format!("proj-{n}"))?);
         match turn % 3 {
-            0 => project.mounts.push(Mount {
+            0 => project.add_mount(Mount {
                 mount_path: "/more".into(),
                 node_id: format!("node-{n}"),
                 export_name: "work".into(),
             }),
-            1 => project.vision = format!("to be measured, turn {turn}"),
-            _ => project.mounts.retain(|m| m.mount_path != "/more"),
+            1 => project.profile_mut().vision = format!("to be measured, turn {turn}"),
+            _ => drop(project.remove_mounts_at("/more", |_| true)),
         }
-        project.updated_at_ms = project.next_update_ms(now_ms);
-        Ok(((), vec![Change::PutProject(Arc::new(project))]))
+        Ok(((), project.finish(now_ms).1))
     })
 }
 

@@ -118,7 +118,9 @@ impl Entry {
                 Change::PutPending(p) => self.mention("request_id", p.id()),
                 Change::DeletePending(n) => self.mention("request_id", format!("pending-join-{n}")),
                 Change::PutProject(p) => self.mention("project_id", p.id()),
-                Change::DeleteProject(n) => self.mention("project_id", project_id(*n)),
+                Change::DeleteProject(p) => self.mention("project_id", p.id()),
+                Change::Mount(placing) => self.mention("project_id", project_id(placing.project)),
+                Change::Bind(placing) => self.mention("project_id", project_id(placing.project)),
                 Change::Activate { agent_id, project } => {
                     self.mention("agent_id", bounded(agent_id));
                     self.mention("project_id", project_id(*project));

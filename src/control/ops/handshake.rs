@@ -91,7 +91,7 @@ fn setup_hint(
             return admin.then_some("Create the first project and agent with control.project_up.");
         }
     };
-    let staffed = state.active.iter().any(|(agent, n)| agent != MOTHER && *n == project.number);
+    let staffed = state.agents_in(project.number).any(|agent| agent != MOTHER);
     if !staffed {
         Some("No agent works in this project; attach one.")
     } else if project.mounts.is_empty() {

@@ -100,7 +100,7 @@ pub(super) fn ensure(call: &mut Call<'_>) -> Result<Object> {
     let fs_url = fs_url(&call.payload)?;
     let ttl_ms = lease_ttl(call)?;
     let (node, created) = call.mutate(|state, now_ms| {
-        if let Some(node) = state.nodes.values().find(|n| n.name == name) {
+        if let Some(node) = state.nodes_named(&name).next() {
             let node = Arc::new(node.refreshed(fs_url, ttl_ms, now_ms));
             return Ok(((node.clone(), false), vec![Change::PutNode(node)]));
         }
@@ -269,7 +269,7 @@ fn new_node(
     now_ms: i64,
     ttl_ms: i64,
 ) -> Result<Arc<Node>> {
-    if state.nodes.len() >= NODES_MAX {
+    if state.nodes.size() >= NODES_MAX {
         return Err(Error::new(
             Code::LimitExceeded,
             format!("there are {NODES_MAX} nodes already"),

@@ -18,7 +18,7 @@ mod sessions;
 mod watching;
 mod workspaces;
 
-pub(super) use mounts::{overlap, put_bind, tree_path};
+pub(super) use mounts::{put_bind, put_mount, tree_path};
 
 pub use aliases::ALIASES;
 pub use scopes::Scopes;

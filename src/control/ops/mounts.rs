@@ -3,11 +3,12 @@
 use super::projects::{Target, shown};
 use super::{Call, identifier};
 use crate::base::{Code, Error, Result, TreePath};
+use crate::control::places::{Placed, Places};
 use crate::control::policy::Action;
-use crate::control::state::{Bind, Mount, Project, State};
+use crate::control::state::{Bind, Draft, Mount, State};
 use crate::wire::{Fields, Object};
 use serde_json::value::RawValue;
-use std::cmp::Ordering;
+use std::sync::Arc;
 
 /// Mounts, and binds, that one project may have.
 const MOUNTS_MAX: usize = 1000;
@@ -18,11 +19,12 @@ pub(super) fn set(call: &mut Call<'_>) -> Result<Object> {
     // Looked for before the project is (spec: control 8.8).
     call.cx.plane.state().node(&mount.node_id)?;
     let project = target.revise(call, Action::Mount, |state, project| {
-        let mut mounts = project.mounts.clone();
-        if !mounts.contains(&mount) {
-            mounts.push(mount);
+        if project.mounts.at(&mount.mount_path).any(|(_, m)| *m == mount) {
+            return Ok(());
         }
-        put_mounts(state, project, mounts)
+        at_most(project.mounts.len() + 1, "mounts")?;
+        state.node(&mount.node_id)?;
+        put_mount(project, mount)
     })?;
     Ok(shown(&project))
 }
@@ -36,13 +38,9 @@ pub(super) fn remove(call: &mut Call<'_>) -> Result<Object> {
         None => None,
     };
     let project = target.revise(call, Action::Mount, |_, project| {
-        let is_it = |m: &Mount| {
-            m.mount_path == mount_path
-                && member.as_ref().is_none_or(|(n, e)| m.node_id == *n && m.export_name == *e)
-        };
-        let before = project.mounts.len();
-        project.mounts.retain(|m| !is_it(m));
-        if project.mounts.len() == before {
+        let is_it =
+            |m: &Mount| member.as_ref().is_none_or(|(n, e)| m.node_id == *n && m.export_name == *e);
+        if project.remove_mounts_at(&mount_path, is_it) == 0 {
             let message = format!("{} has no such mount at {mount_path}", project.id());
             return Err(Error::new(Code::MountNotFound, message));
         }
@@ -70,9 +68,7 @@ pub(super) fn bind_remove(call: &mut Call<'_>) -> Result<Object> {
     let target = Target::read(call)?;
     let bind_path = tree_path("bind_path", &call.payload.required("bind_path")?)?;
     let project = target.revise(call, Action::Bind, |_, project| {
-        let before = project.binds.len();
-        project.binds.retain(|b| b.bind_path != bind_path);
-        if project.binds.len() == before {
+        if !project.remove_bind(&bind_path) {
             let message = format!("{} has no bind at {bind_path}", project.id());
             return Err(Error::new(Code::BindNotFound, message));
         }
@@ -113,34 +109,65 @@ fn read_mount(f: &Fields<'_>) -> Result<Mount> {
 /// Gives a project these mounts, if they go together. That a node has an export of that name is not
 /// asked: it may come later, and is shown as drift until then. Errors: `limit_exceeded`,
 /// `node_not_found`, `mount_conflict`.
-pub(super) fn put_mounts(state: &State, project: &mut Project, mounts: Vec<Mount>) -> Result<()> {
+pub(super) fn put_mounts(state: &State, project: &mut Draft, mounts: Vec<Mount>) -> Result<()> {
     at_most(mounts.len(), "mounts")?;
-    for mount in mounts.iter().filter(|m| !project.mounts.contains(m)) {
-        state.node(&mount.node_id)?;
+    for mount in &mounts {
+        let is_there = project.mounts.at(&mount.mount_path).any(|(_, m)| m == mount);
+        if !is_there {
+            state.node(&mount.node_id)?;
+        }
     }
-    project.mounts = mounts;
-    match overlap(project) {
-        Some((a, b)) => Err(Error::new(Code::MountConflict, format!("{a} and {b} overlap"))),
-        None => Ok(()),
+    // What is already there in this order stays; the rest goes, and what is new comes behind it.
+    let mut wanted = mounts.into_iter().peekable();
+    let old: Vec<(u64, Arc<Mount>)> =
+        project.mounts.numbered().map(|(n, m)| (n, m.clone())).collect();
+    for (number, mount) in old {
+        if wanted.next_if(|next| *next == *mount).is_none() {
+            project.set_mount(number, None);
+        }
     }
+    wanted.try_for_each(|mount| put_mount(project, mount))
+}
+
+/// Adds a mount. Errors: `mount_conflict`.
+pub(in crate::control) fn put_mount(project: &mut Draft, mount: Mount) -> Result<()> {
+    let path = &mount.mount_path;
+    let bind = project.binds.at(path).next().map(|(_, b)| b);
+    let clash = nested(&project.mounts, path)
+        .or_else(|| nested(&project.binds, path))
+        .or_else(|| bind.map(|b| (b.bind_path.clone(), path.clone())));
+    if let Some((a, b)) = clash {
+        return Err(Error::new(Code::MountConflict, format!("{a} and {b} overlap")));
+    }
+    project.add_mount(mount);
+    Ok(())
 }
 
 /// Sets one bind. Errors: `limit_exceeded`, `bind_conflict`.
-pub(in crate::control) fn put_bind(project: &mut Project, bind: Bind) -> Result<()> {
+pub(in crate::control) fn put_bind(project: &mut Draft, bind: Bind) -> Result<()> {
     let conflict = |message: String| Err(Error::new(Code::BindConflict, message));
-    let Bind { bind_path, target_path } = &bind;
-    if !project.mounts.iter().any(|m| lies_in(target_path, &m.mount_path)) {
+    let Bind { bind_path: path, target_path } = &bind;
+    let mounts = &project.mounts;
+    if mounts.at(target_path).next().is_none() && mounts.above(target_path).is_none() {
         return conflict(format!("target_path {target_path} lies in no mount of the project"));
     }
-    match project.binds.iter_mut().find(|b| b.bind_path == *bind_path) {
-        Some(old) => *old = bind,
-        None => project.binds.push(bind),
+    let is_new = project.binds.at(path).next().is_none();
+    at_most(project.binds.len() + usize::from(is_new), "binds")?;
+    let mount = mounts.at(path).next().map(|(_, m)| m);
+    let clash = nested(mounts, path)
+        .or_else(|| nested(&project.binds, path))
+        .or_else(|| mount.map(|m| (m.mount_path.clone(), path.clone())));
+    if let Some((a, b)) = clash {
+        return conflict(format!("{a} and {b} overlap"));
     }
-    at_most(project.binds.len(), "binds")?;
-    match overlap(project) {
-        Some((a, b)) => conflict(format!("{a} and {b} overlap")),
-        None => Ok(()),
-    }
+    project.put_bind(bind);
+    Ok(())
+}
+
+/// Two places, one inside the other: this path, and something that stands above or below it.
+fn nested<T: Placed>(places: &Places<T>, path: &str) -> Option<(String, String)> {
+    let above = places.above(path).map(|outer| (outer.path().to_owned(), path.to_owned()));
+    above.or_else(|| places.below(path).map(|inner| (path.to_owned(), inner.path().to_owned())))
 }
 
 fn at_most(count: usize, what: &str) -> Result<()> {
@@ -162,52 +189,40 @@ pub(in crate::control) fn tree_path(name: &str, path: &str) -> Result<String> {
     Ok(parsed.display().into_owned())
 }
 
-/// Whether one path is, or lies below, another.
-fn lies_in(inner: &str, outer: &str) -> bool {
-    let rest = inner.strip_prefix(outer.trim_end_matches('/'));
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-/// Two places of a project that get in each other's way: mounts one inside the other, or a bind that is
-/// at, above or below one of either. Mounts at the same path stand in for each other.
-pub(in crate::control) fn overlap(project: &Project) -> Option<(&str, &str)> {
-    let mut paths: Vec<&str> = project.mounts.iter().map(|m| &*m.mount_path).collect();
-    paths.sort_unstable();
-    paths.dedup();
-    paths.extend(project.binds.iter().map(|b| &*b.bind_path));
-    // In this order what lies in a place follows it at once.
-    paths.sort_unstable_by(|a, b| by_components(a, b));
-    let next = paths.windows(2).find(|pair| lies_in(pair[1], pair[0]))?;
-    Some((next[0], next[1]))
-}
-
-fn by_components(a: &str, b: &str) -> Ordering {
-    fn components(path: &str) -> impl Iterator<Item = &str> {
-        path.split('/').filter(|c| !c.is_empty())
-    }
-    components(a).cmp(components(b))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn project(mounts: &[&str], binds: &[&str]) -> Project {
-        let mut project = crate::control::system_project(0);
-        project.mounts.extend(mounts.iter().map(|path| Mount {
+    /// Whether these go together, in whatever order they come.
+    fn clash(mounts: &[&str], binds: &[&str]) -> bool {
+        let mount = |path: &&str| Mount {
             mount_path: (*path).into(),
             node_id: "node-1".into(),
             export_name: "work".into(),
-        }));
-        project.binds.extend(
-            binds.iter().map(|p| Bind { bind_path: (*p).into(), target_path: "/x".into() }),
-        );
-        project
+        };
+        let bind = |path: &&str| Bind { bind_path: (*path).into(), target_path: "/target".into() };
+        let attempt = |mounts: &[&str], binds_first: bool| {
+            let mut draft = Draft::new(crate::control::system_project(0));
+            if binds_first {
+                draft.add_mount(mount(&"/target"));
+                binds.iter().try_for_each(|b| put_bind(&mut draft, bind(b)))?;
+                draft.remove_mounts(|_| true);
+                return mounts.iter().try_for_each(|m| put_mount(&mut draft, mount(m)));
+            }
+            mounts.iter().try_for_each(|m| put_mount(&mut draft, mount(m)))?;
+            draft.add_mount(mount(&"/target"));
+            binds.iter().rev().try_for_each(|b| put_bind(&mut draft, bind(b)))
+        };
+        let reversed: Vec<&str> = mounts.iter().rev().copied().collect();
+        let clashes = [(mounts, false), (&reversed, false), (mounts, true)]
+            .map(|(mounts, binds_first)| attempt(mounts, binds_first).is_err());
+        assert_eq!(clashes, [clashes[0]; 3], "{mounts:?} {binds:?}");
+        clashes[0]
     }
 
     #[test]
     fn places_overlap_by_components_and_not_by_letters() {
-        for (mounts, binds, clash) in [
+        for (mounts, binds, expected) in [
             (&["/a", "/a"][..], &[][..], false),
             (&["/a", "/a-b", "/a.b", "/ab"], &["/a b"], false),
             (&["/a/b", "/a-b", "/a"], &[], true),
@@ -220,7 +235,7 @@ mod tests {
             (&["/a"], &["/b", "/b/c"], true),
             (&["/a"], &["/b", "/c"], false),
         ] {
-            assert_eq!(overlap(&project(mounts, binds)).is_some(), clash, "{mounts:?} {binds:?}");
+            assert_eq!(clash(mounts, binds), expected, "{mounts:?} {binds:?}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::{Call, SECRET_MAX, identifier, joining, text};
 use crate::base::{Code, Error, Result, id};
 use crate::control::events::ServiceEvent;
-use crate::control::state::{Change, Former, Node, Project, Proof, Service, State};
+use crate::control::state::{Change, Draft, Former, Node, Proof, Service, State};
 use crate::wire::{Fields, Object};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -55,13 +55,10 @@ pub(super) fn delete(call: &mut Call<'_>) -> Result<Object> {
             None => return Err(Error::missing("node_secret")),
         };
         let mut changes = vec![Change::DeleteNode(node.number)];
-        for project in state.projects.values() {
-            if project.mounts.iter().any(|m| m.node_id == node_id) {
-                let updated_at_ms = project.next_update_ms(now_ms);
-                let mut project = Project { updated_at_ms, ..(**project).clone() };
-                project.mounts.retain(|m| m.node_id != node_id);
-                changes.push(Change::PutProject(Arc::new(project)));
-            }
+        for project in state.projects_with(node.number) {
+            let mut draft = Draft::of(project);
+            draft.remove_mounts(|m| m.node_id == node_id);
+            changes.extend(draft.finish(now_ms).1);
         }
         Ok(((), changes))
     })?;

@@ -3,11 +3,11 @@
 
 use super::Call;
 use super::mounts::{put_mounts, read_mounts};
-use super::projects::{Attributes, project_id, replaced, unprotected};
+use super::projects::{Attributes, project_id, unprotected};
 use super::sessions::{activation, agent_id};
 use crate::base::{Code, Error, Result};
 use crate::control::policy::{self, Action, Asker};
-use crate::control::state::{Change, MOTHER, Mount, Project, State};
+use crate::control::state::{Change, Draft, MOTHER, Mount, Project, State};
 use crate::control::workspace;
 use crate::wire::Object;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl Up {
         }
         let name = self.attributes.name.as_ref();
         let name = name.ok_or_else(|| Error::missing("project_id or name"))?;
-        Ok(state.projects.values().find(|p| p.name == *name))
+        Ok(state.projects_named(name).next())
     }
 
     fn may_revise(&self, project: &Project, asker: Asker<'_>) -> Result<()> {
@@ -107,17 +107,18 @@ fn applied(
     now_ms: i64,
 ) -> Result<(Arc<Project>, bool, Vec<Change>)> {
     let Some(old) = up.find(state)? else {
-        let (mut project, last) = up.attributes.create(state, now_ms)?;
-        put_mounts(state, &mut project, up.mounts.unwrap_or_default())?;
-        let project = Arc::new(project);
-        return Ok((project.clone(), true, vec![last, Change::PutProject(project)]));
+        let (mut draft, last) = up.attributes.create(state, now_ms)?;
+        put_mounts(state, &mut draft, up.mounts.unwrap_or_default())?;
+        let (project, mut changes) = draft.finish(now_ms);
+        changes.push(last);
+        return Ok((project, true, changes));
     };
     up.may_revise(old, asker)?;
-    let mut new = (**old).clone();
-    up.attributes.apply(&mut new);
+    let mut draft = Draft::of(old);
+    up.attributes.apply(draft.profile_mut());
     if let Some(mounts) = up.mounts {
-        put_mounts(state, &mut new, mounts)?;
+        put_mounts(state, &mut draft, mounts)?;
     }
-    let (project, changes) = replaced(old, new, now_ms);
+    let (project, changes) = draft.finish(now_ms);
     Ok((project, false, changes))
 }

@@ -5,7 +5,7 @@ use super::sessions::activation;
 use super::{Call, identifier, text};
 use crate::base::{Code, Error, Result, id};
 use crate::control::policy::{self, Action, Policy};
-use crate::control::state::{Change, Counter, MOTHER, Project, State};
+use crate::control::state::{Change, Counter, Draft, MOTHER, Profile, Project, State};
 use crate::wire::{Fields, Object};
 use std::sync::Arc;
 
@@ -64,29 +64,14 @@ impl Target {
         &self,
         call: &Call<'_>,
         action: Action,
-        edit: impl FnOnce(&State, &mut Project) -> Result<()>,
+        edit: impl FnOnce(&State, &mut Draft) -> Result<()>,
     ) -> Result<Arc<Project>> {
         call.mutate(|state, now_ms| {
-            let old = self.find_as_seen(call, state, action)?;
-            let mut new = (**old).clone();
-            edit(state, &mut new)?;
-            Ok(replaced(old, new, now_ms))
+            let mut draft = Draft::of(self.find_as_seen(call, state, action)?);
+            edit(state, &mut draft)?;
+            Ok(draft.finish(now_ms))
         })
     }
-}
-
-/// `new` in place of `old`: a new version, unless they are the same.
-pub(super) fn replaced(
-    old: &Arc<Project>,
-    mut new: Project,
-    now_ms: i64,
-) -> (Arc<Project>, Vec<Change>) {
-    if new == **old {
-        return (old.clone(), Vec::new());
-    }
-    new.updated_at_ms = old.next_update_ms(now_ms);
-    let new = Arc::new(new);
-    (new.clone(), vec![Change::PutProject(new)])
 }
 
 /// What a request says of a project's attributes; what it does not say stays.
@@ -115,7 +100,7 @@ impl Attributes {
             && self.policy.is_none()
     }
 
-    pub fn apply(self, project: &mut Project) {
+    pub fn apply(self, project: &mut Profile) {
         let Attributes { name, vision, status, policy } = self;
         project.name = name.unwrap_or_else(|| std::mem::take(&mut project.name));
         project.vision = vision.unwrap_or_else(|| std::mem::take(&mut project.vision));
@@ -125,13 +110,13 @@ impl Attributes {
 
     /// A new project, without mounts, and the change that marks its number as given out. Errors:
     /// `missing_field`, `limit_exceeded`.
-    pub fn create(self, state: &State, now_ms: i64) -> Result<(Project, Change)> {
-        if state.projects.len() >= PROJECTS_MAX {
+    pub fn create(self, state: &State, now_ms: i64) -> Result<(Draft, Change)> {
+        if state.projects.size() >= PROJECTS_MAX {
             let message = format!("there are {PROJECTS_MAX} projects already");
             return Err(Error::new(Code::LimitExceeded, message));
         }
         let (number, last) = state.next(Counter::Project);
-        let project = Project {
+        let profile = Profile {
             number,
             name: self.name.ok_or_else(|| Error::missing("name"))?,
             vision: self.vision.ok_or_else(|| Error::missing("vision"))?,
@@ -141,10 +126,8 @@ impl Attributes {
             created_at_ms: now_ms,
             updated_at_ms: now_ms,
             policy: self.policy.unwrap_or_default(),
-            mounts: Vec::new(),
-            binds: Vec::new(),
         };
-        Ok((project, last))
+        Ok((Draft::new(profile), last))
     }
 }
 
@@ -153,9 +136,10 @@ pub(super) fn create(call: &mut Call<'_>) -> Result<Object> {
     call.payload.required("vision")?;
     let attributes = Attributes::read(&call.payload)?;
     let project = call.mutate(|state, now_ms| {
-        let (project, last) = attributes.create(state, now_ms)?;
-        let project = Arc::new(project);
-        Ok((project.clone(), vec![last, Change::PutProject(project)]))
+        let (draft, last) = attributes.create(state, now_ms)?;
+        let (project, mut changes) = draft.finish(now_ms);
+        changes.push(last);
+        Ok((project, changes))
     })?;
     Ok(shown(&project))
 }
@@ -165,7 +149,7 @@ pub(super) fn update(call: &mut Call<'_>) -> Result<Object> {
     let attributes = Attributes::read(&call.payload)?;
     let project = target.revise(call, Action::Admin, |_, project| {
         unprotected(project)?;
-        attributes.apply(project);
+        attributes.apply(project.profile_mut());
         Ok(())
     })?;
     Ok(shown(&project))
@@ -177,13 +161,12 @@ pub(super) fn delete(call: &mut Call<'_>) -> Result<Object> {
     call.mutate(|state, _| {
         let project = target.find_as_seen(call, state, Action::Admin)?;
         unprotected(project)?;
-        let agents = state.active.iter().filter(|(_, active)| **active == project.number);
-        let leave = |(agent_id, _): (&String, _)| match &**agent_id {
+        let leave = |agent_id: &str| match agent_id {
             MOTHER => Change::Activate { agent_id: MOTHER.into(), project: 0 },
-            _ => Change::Deactivate { agent_id: agent_id.clone() },
+            _ => Change::Deactivate { agent_id: agent_id.into() },
         };
-        let changes = agents.map(leave).chain([Change::DeleteProject(project.number)]).collect();
-        Ok(((), changes))
+        let agents = state.agents_in(project.number).map(leave);
+        Ok(((), agents.chain([Change::DeleteProject(project.clone())]).collect()))
     })?;
     Ok(Object::new().put("deleted", true).put("project_id", target.project_id))
 }
@@ -206,8 +189,9 @@ pub(super) fn activate(call: &mut Call<'_>) -> Result<Object> {
 pub(super) fn token_rotate(call: &mut Call<'_>) -> Result<Object> {
     let project = Target::read(call)?.revise(call, Action::Admin, |_, project| {
         unprotected(project)?;
-        project.token = id::hex_token("proj-");
-        project.token_locked = true;
+        let profile = project.profile_mut();
+        profile.token = id::hex_token("proj-");
+        profile.token_locked = true;
         Ok(())
     })?;
     Ok(Object::new()
@@ -221,7 +205,7 @@ pub(super) fn token_rotate(call: &mut Call<'_>) -> Result<Object> {
 pub(super) fn token_revoke(call: &mut Call<'_>) -> Result<Object> {
     let project = Target::read(call)?.revise(call, Action::Admin, |_, project| {
         unprotected(project)?;
-        project.token_locked = false;
+        project.profile_mut().token_locked = false;
         Ok(())
     })?;
     Ok(Object::new()

@@ -63,14 +63,14 @@ fn invites_and_answers_that_are_of_no_more_use_do_not_pile_up() {
         let invites = (1..=1200).map(|n| Change::PutInvite(Arc::new(invite(n))));
         let answers = (1..=300).map(|n| Change::PutPending(Arc::new(answered(n))));
         let last = [Change::Last(Counter::Invite, 1200), Change::Last(Counter::PendingJoin, 300)];
-        assert_eq!(state.invites.len(), 0);
+        assert_eq!(state.invites.size(), 0);
         invites.chain(answers).chain(last).collect()
     };
     g.cx.plane.mutate(|state, _| Ok(((), put(state)))).unwrap();
     assert_eq!(c.ok("node_invite_create", json!({}))["invite_id"], "invite-1201");
     assert_eq!(c.ok("node_join_request", json!({}))["request_id"], "pending-join-301");
     let state = g.cx.plane.state();
-    assert_eq!((state.invites.len(), state.pending.len()), (1000, 256));
+    assert_eq!((state.invites.size(), state.pending.size()), (1000, 256));
     assert!(state.invites.contains_key(&1200), "the newest stay");
 }
 

@@ -33,7 +33,7 @@ impl Workspace {
     pub fn of(state: &State, project: &Project, viewer: Viewer<'_>, now_ms: i64) -> Workspace {
         let project_id = project.id();
         let mut nodes: HashMap<&str, Option<Seen<'_>>> = HashMap::new();
-        for mount in &project.mounts {
+        for mount in project.mounts.iter() {
             let seen = || state.node(&mount.node_id).ok().map(|n| Seen::of(n, viewer, now_ms));
             nodes.entry(&mount.node_id).or_insert_with(seen);
         }
@@ -234,7 +234,7 @@ fn drift(group: &[&Member<'_>], chosen: &Member<'_>) -> Vec<Drift> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::state::{Change, Service};
+    use crate::control::state::{Change, Profile, Service};
     use crate::wire::control::Platform;
     use serde_json::{Value, json};
     use std::sync::Arc;
@@ -285,9 +285,9 @@ mod tests {
 
     impl House {
         fn of(nodes: Vec<Node>) -> House {
-            let mut project = crate::control::system_project(0);
-            project.number = 1;
-            project.token_locked = false;
+            let profile = crate::control::system_project(0);
+            let profile = Profile { number: 1, token_locked: false, ..profile };
+            let mut project = Project::from(Arc::new(profile));
             project.mounts = (1..=nodes.len().max(1))
                 .map(|n| Mount {
                     mount_path: "/src".into(),
@@ -302,7 +302,7 @@ mod tests {
 
         /// Makes the project known as it is.
         fn put(&mut self) {
-            self.state.apply(&Change::PutProject(Arc::new(self.project.clone())));
+            self.state.apply(&Change::PutProject(self.project.profile.clone()));
         }
 
         fn seen(&self, admin: bool, token: Option<&str>) -> Workspace {
@@ -392,7 +392,8 @@ mod tests {
         assert_eq!((user.selected.len(), &user.selected[0].fs_auth_token), (1, &None));
         let fields = serde_json::to_string(&json!({"invoke": "deny"})).unwrap();
         let fields = crate::wire::Fields::parse(&fields).unwrap();
-        house.project.policy = crate::control::policy::Policy::read(&fields).unwrap();
+        Arc::make_mut(&mut house.project.profile).policy =
+            crate::control::policy::Policy::read(&fields).unwrap();
         house.put();
         assert_eq!(house.seen(false, Some("any")).desired, vec![], "the project does not let him");
     }

@@ -1,0 +1,200 @@
+//! A project, and a draft in which it is edited. What may be edited is decided in `ops`.
+
+use super::places::{Placed, Places};
+use super::policy::Policy;
+use super::state::{Change, id_number, project_id};
+use serde::{Deserialize, Serialize};
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// What there is of a project but what is mounted and bound in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Profile {
+    /// 0 for `system`.
+    pub number: u64,
+    pub name: String,
+    pub vision: String,
+    pub status: String,
+    pub token: String,
+    pub token_locked: bool,
+    pub created_at_ms: i64,
+    pub updated_at_ms: i64,
+    #[serde(default)]
+    pub policy: Policy,
+}
+
+/// Where an export of a node appears in a project. Several with one path are a failover group, in order
+/// of preference.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Mount {
+    pub mount_path: String,
+    pub node_id: String,
+    pub export_name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    pub bind_path: String,
+    pub target_path: String,
+}
+
+impl Placed for Mount {
+    fn path(&self) -> &str {
+        &self.mount_path
+    }
+}
+
+impl Placed for Bind {
+    fn path(&self) -> &str {
+        &self.bind_path
+    }
+}
+
+/// A project; a copy costs nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Project {
+    pub profile: Arc<Profile>,
+    pub mounts: Places<Mount>,
+    pub binds: Places<Bind>,
+}
+
+impl Deref for Project {
+    type Target = Profile;
+
+    fn deref(&self) -> &Profile {
+        &self.profile
+    }
+}
+
+impl Profile {
+    pub fn id(&self) -> String {
+        project_id(self.number)
+    }
+
+    pub fn is_system(&self) -> bool {
+        self.number == 0
+    }
+
+    /// `updated_at_ms` of the version after this one: the time, and never the same twice, whatever the
+    /// clock does.
+    fn next_update_ms(&self, now_ms: i64) -> i64 {
+        now_ms.max(self.updated_at_ms.saturating_add(1))
+    }
+}
+
+/// Nothing is mounted or bound in it.
+impl From<Arc<Profile>> for Project {
+    fn from(profile: Arc<Profile>) -> Project {
+        Project { profile, mounts: Places::default(), binds: Places::default() }
+    }
+}
+
+impl Mount {
+    /// The number of its node; `None` for one that was never given out.
+    pub fn node(&self) -> Option<u64> {
+        id_number(&self.node_id, "node-")
+    }
+}
+
+/// A project while it is edited, and the changes that make it so.
+pub struct Draft {
+    /// As it was; `None` for a new one.
+    old: Option<Arc<Project>>,
+    new: Project,
+    changes: Vec<Change>,
+}
+
+impl Deref for Draft {
+    type Target = Project;
+
+    fn deref(&self) -> &Project {
+        &self.new
+    }
+}
+
+impl Draft {
+    pub fn of(old: &Arc<Project>) -> Draft {
+        Draft { old: Some(old.clone()), new: Project::clone(old), changes: Vec::new() }
+    }
+
+    /// Of a project that there is not yet.
+    pub fn new(profile: Profile) -> Draft {
+        Draft { old: None, new: Arc::new(profile).into(), changes: Vec::new() }
+    }
+
+    pub fn profile_mut(&mut self) -> &mut Profile {
+        Arc::make_mut(&mut self.new.profile)
+    }
+
+    /// Puts a mount behind the others.
+    pub fn add_mount(&mut self, mount: Mount) {
+        self.set_mount(self.new.mounts.next(), Some(mount));
+    }
+
+    /// Removes the mounts at a path that `is_it` means; says how many.
+    pub fn remove_mounts_at(&mut self, path: &str, is_it: impl Fn(&Mount) -> bool) -> usize {
+        let found: Vec<_> =
+            self.new.mounts.at(path).filter(|(_, m)| is_it(m)).map(|(n, _)| n).collect();
+        found.iter().for_each(|number| self.set_mount(*number, None));
+        found.len()
+    }
+
+    /// Removes the mounts that `is_it` means, wherever they are.
+    pub fn remove_mounts(&mut self, is_it: impl Fn(&Mount) -> bool) {
+        let found: Vec<_> =
+            self.new.mounts.numbered().filter(|(_, m)| is_it(m)).map(|(n, _)| n).collect();
+        found.iter().for_each(|number| self.set_mount(*number, None));
+    }
+
+    pub fn set_mount(&mut self, number: u64, mount: Option<Mount>) {
+        let mount = mount.map(Arc::new);
+        self.new.mounts.set(number, mount.clone());
+        self.changes.push(Change::Mount(Placing {
+            project: self.new.number,
+            number,
+            thing: mount,
+        }));
+    }
+
+    /// Puts a bind in the place of the one at its path, or else behind the others.
+    pub fn put_bind(&mut self, bind: Bind) {
+        let place = self.new.binds.at(&bind.bind_path).next().map(|(number, _)| number);
+        self.set_bind(place.unwrap_or_else(|| self.new.binds.next()), Some(bind));
+    }
+
+    /// False where there is none at this path.
+    pub fn remove_bind(&mut self, path: &str) -> bool {
+        let place = self.new.binds.at(path).next().map(|(number, _)| number);
+        place.inspect(|number| self.set_bind(*number, None)).is_some()
+    }
+
+    fn set_bind(&mut self, number: u64, bind: Option<Bind>) {
+        let bind = bind.map(Arc::new);
+        if bind.as_ref() == self.new.binds.get(number) {
+            return;
+        }
+        self.new.binds.set(number, bind.clone());
+        self.changes.push(Change::Bind(Placing { project: self.new.number, number, thing: bind }));
+    }
+
+    /// The project, and the changes that make it so: a new version, or none where it is as it was.
+    pub fn finish(mut self, now_ms: i64) -> (Arc<Project>, Vec<Change>) {
+        if let Some(old) = self.old.take() {
+            if self.changes.is_empty() && self.new.profile == old.profile {
+                return (old, Vec::new());
+            }
+            self.profile_mut().updated_at_ms = old.next_update_ms(now_ms);
+        }
+        // First, for what stands in a project needs one.
+        self.changes.insert(0, Change::PutProject(self.new.profile.clone()));
+        (Arc::new(self.new), self.changes)
+    }
+}
+
+/// Something that is put at a place of a project, or with `None` taken away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placing<T> {
+    pub project: u64,
+    pub number: u64,
+    pub thing: Option<Arc<T>>,
+}
