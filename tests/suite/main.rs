@@ -6,6 +6,7 @@ mod auth;
 mod config;
 mod conformance;
 mod control;
+mod crash;
 mod gateway;
 mod mount;
 mod net;

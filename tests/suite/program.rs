@@ -301,6 +301,23 @@ impl Client {
         }
     }
 
+    /// The reply to a control operation, error or not; `None` when the gateway is gone before it came.
+    pub fn try_control(&mut self, name: &str, payload: Value) -> Option<Value> {
+        self.next += 1;
+        let id = format!("t{}", self.next);
+        let request = json!({"channel": "control", "type": format!("control.{name}"), "id": id,
+            "payload": payload});
+        self.socket.send(Message::text(request.to_string())).ok()?;
+        loop {
+            if let Message::Text(text) = self.socket.read().ok()? {
+                let reply: Value = serde_json::from_str(&text).unwrap();
+                if reply["id"] == id.as_str() {
+                    return Some(reply);
+                }
+            }
+        }
+    }
+
     /// The payload of a control operation that must succeed.
     pub fn control(&mut self, name: &str, payload: Value) -> Value {
         let reply = self.control_reply(name, payload);
