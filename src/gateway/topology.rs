@@ -3,7 +3,8 @@
 //! reconciling. Each subscriber is told what he may see, and nothing holds a secret.
 
 use super::debug::{Stream, Subscriber, changed};
-use crate::base::{Cancel, Deadline, Notify, Result, ResultExt, now_ms};
+use super::trees::rest;
+use crate::base::{Cancel, Deadline, Result, ResultExt, now_ms};
 use crate::control::reconcile::{Known, News, Presence, Record, Standing};
 use crate::control::state::{MOTHER, Map, Mount, Project, State};
 use crate::control::topics::Topic;
@@ -12,12 +13,14 @@ use crate::wire::Object;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Between two reports on reconciling, which tell of every project.
 const REPORT_MS: u64 = 1_000;
 /// Between two attempts to tell those who are slow.
 const RETRY_MS: u64 = 250;
+/// Changes that come within this time are looked at together.
+const SPACING: Duration = Duration::from_millis(10);
 /// How much longer than a look took the pause behind it is, so that looking takes no more than a fifth of a
 /// core, however much changes.
 const PAUSE_FACTOR: u32 = 4;
@@ -37,10 +40,8 @@ pub fn follow(stream: Arc<Stream>, plane: Arc<Plane>, stop: Cancel) -> Result<Jo
             let (seen, at) = (plane.changed().seen(), Instant::now());
             let until = follower.look();
             let change = plane.changed().wait(seen, until);
-            let pause = Notify::default();
-            let pause = pause.wait(pause.seen(), Deadline::after(at.elapsed() * PAUSE_FACTOR));
-            let waits = [change, pause];
-            if waits.iter().any(|wait| wait.block(Deadline::never(), &stop).is_err()) {
+            let pause = (at.elapsed() * PAUSE_FACTOR).max(SPACING);
+            if change.block(Deadline::never(), &stop).is_err() || rest(pause, &stop).is_err() {
                 return;
             }
         }

@@ -2,7 +2,7 @@
 //! project laid over it. When nodes or projects change, the trees that are in use are laid out anew, in place.
 
 use super::nodes::Nodes;
-use crate::base::{Cancel, Deadline, Name, Result, ResultExt, TreePath};
+use crate::base::{Cancel, Deadline, Name, Notify, Result, ResultExt, TreePath};
 use crate::control::Plane;
 use crate::control::policy::Asker;
 use crate::control::reconcile::Touched;
@@ -12,6 +12,7 @@ use crate::vfs::{Bind, Member, MountPoint, NodeId, Tree, Union, Who};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Files of a service that do not tell what the catalogue tells.
 const ALIASES: [&str; 8] = [
@@ -24,6 +25,9 @@ const ALIASES: [&str; 8] = [
     "config.json",
     "TEMPLATE.json",
 ];
+
+/// Changes that come within this time are laid out together.
+const SPACING: Duration = Duration::from_millis(5);
 
 pub struct Trees {
     plane: Arc<Plane>,
@@ -153,7 +157,6 @@ impl Trees {
                 log::warn!("the tree of {} stays as it was: {e}", who.agent_id);
             }
         }
-        self.nodes.prune();
     }
 
     /// Lays out anew what mutations have changed since `shown`. Changes that change no layout (a lease that
@@ -173,6 +176,9 @@ impl Trees {
         if any_node || !projects.is_empty() {
             self.refresh(state, |id| any_node || id.is_some_and(|id| projects.contains(id)));
         }
+        if any_node {
+            self.nodes.prune();
+        }
     }
 
     /// Starts the thread that follows the control plane until `stop` is cancelled.
@@ -190,14 +196,21 @@ impl Trees {
                 let state = trees.plane.state();
                 trees.follow_changes(&state, &news, &shown);
                 shown = state;
-                let wait = trees.plane.changed().wait(seen, Deadline::never());
-                if wait.block(Deadline::never(), &stop).is_err() {
+                let change = trees.plane.changed().wait(seen, Deadline::never());
+                if change.block(Deadline::never(), &stop).is_err() || rest(SPACING, &stop).is_err()
+                {
                     return;
                 }
             }
         };
         std::thread::Builder::new().name("topology".into()).spawn(run).context("topology thread")
     }
+}
+
+/// Does nothing for a while. Errors: `stop` was cancelled.
+pub(super) fn rest(pause: Duration, stop: &Cancel) -> Result<()> {
+    let nothing = Notify::default();
+    nothing.wait(nothing.seen(), Deadline::after(pause)).block(Deadline::never(), stop)
 }
 
 fn lock(touched: &Mutex<Touched>) -> MutexGuard<'_, Touched> {

@@ -2,7 +2,7 @@
 //! the gateway and through the plane, beside SQLite alone with the same rows and the same grouping; what a
 //! workspace costs to look at; and how long a start takes.
 
-use super::house::{Asker, House};
+use super::house::{Asker, House, PlainAsker};
 use spiderweb::base::{Error, Result, ResultExt};
 use spiderweb::control::Plane;
 use spiderweb::control::state::{Draft, Mount};
@@ -19,6 +19,8 @@ const MOUNTS_PER_PROJECT: u64 = 100;
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(2);
 const LOOKS: usize = 300;
+/// Mutations for each commit of SQLite alone that are to be reached.
+const RATIO: f64 = 0.5;
 
 /// Nodes, and projects; each has [`MOUNTS_PER_PROJECT`] mounts.
 const SMALL: u64 = 1;
@@ -48,17 +50,23 @@ pub fn run(gateway: &Path, dir: &Path) -> Result<()> {
     let [gateway, plane, sqlite] = rates;
     eprintln!(
         "durable mutations of {CLIENTS} clients: gateway {gateway:.0}/s, plane {plane:.0}/s, SQLite alone \
-         {sqlite:.0}/s; gateway/SQLite {:.2} of 0.5",
-        gateway / sqlite
+         {sqlite:.0}/s"
     );
+    let targets = [("gateway/sqlite", gateway / sqlite), ("plane/sqlite", plane / sqlite)];
+    for (of, reached) in targets {
+        let missed = if reached < RATIO { " MISSED" } else { "" };
+        eprintln!("    {of} {reached:.2} of {RATIO}{missed}");
+    }
+    let targets = targets.map(|(of, reached)| {
+        let met = reached >= RATIO;
+        format!(r#"{{"of":"{of}","reached":{reached:.2},"target":{RATIO},"met":{met}}}"#)
+    });
     let starts: Vec<_> = starts.iter().map(|(n, ms)| format!("\"{n}\":{ms}")).collect();
     let looks: Vec<_> = looks.iter().map(|(s, n, us)| format!("\"{s}_{n}\":{us}")).collect();
     println!(
         "{{\"mutations_per_s\":{{\"gateway\":{gateway:.0},\"plane\":{plane:.0},\"sqlite\":{sqlite:.0},\
-         \"of\":\"gateway/sqlite\",\"reached\":{:.2},\"target\":0.5,\"met\":{}}},\"start_ms\":{{{}}},\
-         \"workspace_status_us\":{{{}}}}}",
-        gateway / sqlite,
-        gateway / sqlite >= 0.5,
+         \"targets\":[{}]}},\"start_ms\":{{{}}},\"workspace_status_us\":{{{}}}}}",
+        targets.join(","),
         starts.join(","),
         looks.join(",")
     );
@@ -132,15 +140,16 @@ fn rates(gateway: &Path, dir: &Path) -> Result<[f64; 3]> {
         std::fs::copy(database("full"), database(home)).context("the full state")?;
     }
     let house = House::start(gateway, &dir.join("full"))?;
-    let clients = (0..CLIENTS).map(|_| house.client()).collect::<Result<Vec<_>>>()?;
+    let mut clients = (0..CLIENTS).map(|_| house.plain_client()).collect::<Result<Vec<_>>>()?;
+    let mut nobody = vec![(); CLIENTS as usize];
     let db = Db::open(&database("plane"), &[SqliteKv::SCHEMA])?;
     let plane = Plane::open(Arc::new(SqliteKv::new(db)))?;
     let alone = Alone::open(&database("sqlite"))?;
     let mut rates: [Vec<f64>; 3] = Default::default();
     for _ in 0..ROUNDS {
-        rates[0].push(rate(&clients, |client, n, turn| through_gateway(client, n, turn))?);
-        rates[1].push(rate(&clients, |_, n, turn| through_plane(&plane, n, turn))?);
-        rates[2].push(rate(&clients, |_, n, turn| alone.put(n, turn))?);
+        rates[0].push(rate(&mut clients, through_gateway)?);
+        rates[1].push(rate(&mut nobody, |_, n, turn| through_plane(&plane, n, turn))?);
+        rates[2].push(rate(&mut nobody, |_, n, turn| alone.put(n, turn))?);
     }
     house.stop()?;
     Ok(rates.map(|mut rates| {
@@ -150,9 +159,12 @@ fn rates(gateway: &Path, dir: &Path) -> Result<[f64; 3]> {
 }
 
 /// How often a second the clients get something done, each after the other; told their number and turn.
-fn rate(clients: &[Asker], work: impl Fn(&Asker, u64, u64) -> Result<()> + Sync) -> Result<f64> {
+fn rate<C: Send>(
+    clients: &mut [C],
+    work: impl Fn(&mut C, u64, u64) -> Result<()> + Sync,
+) -> Result<f64> {
     let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
-    let run = |client: &Asker, n: u64| -> Result<()> {
+    let run = |client: &mut C, n: u64| -> Result<()> {
         for turn in 0.. {
             // A client goes on to where it began, so that a round leaves what it found.
             if stop.load(Ordering::Relaxed) && turn % 3 == 0 {
@@ -165,7 +177,7 @@ fn rate(clients: &[Asker], work: impl Fn(&Asker, u64, u64) -> Result<()> + Sync)
     };
     std::thread::scope(|scope| {
         let at = Instant::now();
-        let with_numbers = clients.iter().zip(1..);
+        let with_numbers = clients.iter_mut().zip(1..);
         let run = &run;
         let threads: Vec<_> =
             with_numbers.map(|(client, n)| scope.spawn(move || run(client, n))).collect();
@@ -177,7 +189,7 @@ fn rate(clients: &[Asker], work: impl Fn(&Asker, u64, u64) -> Result<()> + Sync)
     })
 }
 
-fn through_gateway(client: &Asker, n: u64, turn: u64) -> Result<()> {
+fn through_gateway(client: &mut PlainAsker, n: u64, turn: u64) -> Result<()> {
     match turn % 3 {
         0 => client.call(
             "project_mount_set",

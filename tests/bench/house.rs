@@ -2,7 +2,8 @@
 
 use spiderweb::base::{Cancel, Deadline, Error, Result, ResultExt, Timer};
 use spiderweb::net::{Control, Net};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -22,6 +23,12 @@ pub struct House {
 
 /// An admin's connection.
 pub struct Asker(Control);
+
+/// The same of a client that does nothing but send and receive, so that it is not what is measured.
+pub struct PlainAsker {
+    socket: TcpStream,
+    reply: Vec<u8>,
+}
 
 impl House {
     /// In a home that may have been used before.
@@ -55,14 +62,43 @@ impl House {
     }
 
     pub fn client(&self) -> Result<Asker> {
+        let url = format!("ws://{}/", self.addr).parse()?;
+        let deadline = Deadline::after_ms(PATIENCE_MS);
+        let token = Some(self.token()?);
+        Ok(Asker(Control::open(&self.net, &url, token, "bench", deadline, &Cancel::default())?))
+    }
+
+    pub fn plain_client(&self) -> Result<PlainAsker> {
+        let mut socket = TcpStream::connect(&self.addr)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(Duration::from_millis(PATIENCE_MS)))?;
+        let head = format!(
+            "GET / HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Authorization: Bearer {}\r\n\r\n",
+            self.addr,
+            self.token()?
+        );
+        socket.write_all(head.as_bytes())?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            socket.read_exact(&mut byte)?;
+            answer.push(byte[0]);
+        }
+        let mut client = PlainAsker { socket, reply: Vec::new() };
+        client.call("version", r#"{"protocol":"unified-v2"}"#)?;
+        client.call("connect", "{}")?;
+        Ok(client)
+    }
+
+    fn token(&self) -> Result<String> {
         let tokens = self.home.join(".spiderweb-ltm/auth_tokens.json");
         let tokens = std::fs::read(&tokens).context(tokens.display())?;
         let tokens: serde_json::Value =
             serde_json::from_slice(&tokens).map_err(|e| Error::invalid(e.to_string()))?;
         let token = tokens["admin_token"].as_str().map(str::to_owned);
-        let url = format!("ws://{}/", self.addr).parse()?;
-        let deadline = Deadline::after_ms(PATIENCE_MS);
-        Ok(Asker(Control::open(&self.net, &url, token, "bench", deadline, &Cancel::default())?))
+        token.ok_or_else(|| Error::invalid("there is no admin_token"))
     }
 
     /// Has it end in order.
@@ -87,5 +123,40 @@ impl Asker {
     pub fn call(&self, operation: &str, payload: &str) -> Result<()> {
         let deadline = Deadline::after_ms(PATIENCE_MS);
         self.0.call(operation, payload, deadline, &Cancel::default()).map(drop)
+    }
+}
+
+impl PlainAsker {
+    /// Errors: the reply is none of a success.
+    pub fn call(&mut self, operation: &str, payload: &str) -> Result<()> {
+        let request = format!(
+            r#"{{"channel":"control","type":"control.{operation}","id":"b","payload":{payload}}}"#
+        );
+        let len = u16::try_from(request.len()).map_err(|_| Error::invalid("too long"))?;
+        // A whole text, of 16-bit length, with a mask of zeroes (RFC 6455, 5.2).
+        let mut frame = vec![0x81, 0x80 | 126];
+        frame.extend(len.to_be_bytes());
+        frame.extend([0; 4]);
+        frame.extend(request.as_bytes());
+        self.socket.write_all(&frame)?;
+        let mut head = [0; 2];
+        self.socket.read_exact(&mut head)?;
+        let mut size = [0; 8];
+        let bytes = match head[1] {
+            126 => 2,
+            127 => 8,
+            len => {
+                size[7] = len;
+                0
+            }
+        };
+        self.socket.read_exact(&mut size[8 - bytes..])?;
+        self.reply.resize(u64::from_be_bytes(size) as usize, 0);
+        self.socket.read_exact(&mut self.reply)?;
+        let start = String::from_utf8_lossy(&self.reply[..self.reply.len().min(200)]);
+        match start.contains(r#""ok":true"#) {
+            true => Ok(()),
+            false => Err(Error::invalid(format!("control.{operation}: {start}"))),
+        }
     }
 }

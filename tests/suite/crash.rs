@@ -161,7 +161,8 @@ fn wait_for(answers: &Receiver<()>, count: u64) {
 
 #[test]
 fn what_was_answered_survives_kills_and_nothing_is_half_done() {
-    let random_seed = || u64::from_str_radix(&spiderweb::base::id::hex_token("")[..15], 16).unwrap();
+    let random_seed =
+        || u64::from_str_radix(&spiderweb::base::id::hex_token("")[..15], 16).unwrap();
     let seed = setting("SPIDERWEB_CRASH_SEED").unwrap_or_else(random_seed);
     let mut left = setting("SPIDERWEB_CRASH_OPS").unwrap_or(OPS);
     println!("SPIDERWEB_CRASH_SEED={seed}");

@@ -253,9 +253,7 @@ impl Command {
             payload
         };
         match self {
-            Command::Create(name) => {
-                ("project_create", json!({"name": name, "vision": "created"}))
-            }
+            Command::Create(name) => ("project_create", json!({"name": name, "vision": "created"})),
             Command::Up(name, mounts) => {
                 let desired: Vec<_> = mounts.iter().map(mount).collect();
                 let payload = json!({"name": name, "vision": "up", "activate": false, "desired_mounts": desired});
@@ -286,7 +284,8 @@ impl Command {
                 let node = &world.nodes[name];
                 let service = json!({"service_id": "s", "kind": "s", "state": "online", "version": version.to_string(),
                     "endpoints": [format!("/nodes/{}/s", node.id.as_ref().unwrap())], "capabilities": {}});
-                let payload = json!({"node_id": node.id, "node_secret": node.secret, "services": [service]});
+                let payload =
+                    json!({"node_id": node.id, "node_secret": node.secret, "services": [service]});
                 ("node_service_upsert", payload)
             }
         }
@@ -415,7 +414,8 @@ impl Project {
     /// Mounts may stand at one path and nothing else may; nothing stands inside something else.
     fn check(&self, code: &'static str) -> Result<(), &'static str> {
         let paths: BTreeSet<_> = self.mounts.iter().map(|[path, ..]| path).collect();
-        let all: Vec<_> = paths.into_iter().chain(self.binds.iter().map(|[path, _]| path)).collect();
+        let all: Vec<_> =
+            paths.into_iter().chain(self.binds.iter().map(|[path, _]| path)).collect();
         let clash = |a: usize, b: usize| a != b && is_in(all[a], all[b]);
         let any = (0..all.len()).any(|a| (0..all.len()).any(|b| clash(a, b)));
         if any { Err(code) } else { Ok(()) }
