@@ -198,3 +198,42 @@ pub struct Placing<T> {
     pub number: u64,
     pub thing: Option<Arc<T>>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::workspace::testing;
+
+    #[test]
+    fn versions_follow_each_other_whatever_the_clock_does() {
+        let (mut project, changes) = Draft::new(testing::profile(1)).finish(1000);
+        assert_eq!((changes.len(), project.updated_at_ms), (1, 0));
+        for (now_ms, expected) in [(1000, 1000), (1000, 1001), (-5, 1002), (9000, 9000)] {
+            let mut draft = Draft::of(&project);
+            draft.profile_mut().vision = format!("{expected}");
+            project = draft.finish(now_ms).0;
+            assert_eq!(project.updated_at_ms, expected);
+        }
+    }
+
+    #[test]
+    fn a_draft_tells_only_what_it_changes() {
+        let bind = |target: &str| Bind { bind_path: "/b".into(), target_path: target.into() };
+        let mut draft = Draft::new(testing::profile(1));
+        draft.put_bind(bind("/x"));
+        let (project, changes) = draft.finish(0);
+        assert_eq!((changes.len(), project.binds.len()), (2, 1));
+        let mut draft = Draft::of(&project);
+        draft.put_bind(bind("/x"));
+        assert!(!draft.remove_bind("/c"));
+        let (same, changes) = draft.finish(5);
+        assert!(changes.is_empty() && Arc::ptr_eq(&same, &project));
+        let mut draft = Draft::of(&project);
+        draft.put_bind(bind("/y"));
+        let (other, changes) = draft.finish(5);
+        let keys: Vec<_> = changes.iter().flat_map(Change::rows).map(|(key, _)| key).collect();
+        assert_eq!(keys, ["control/project/1", "control/project/1/bind/0"]);
+        let target = |project: &Project| project.binds.get(0).unwrap().target_path.clone();
+        assert_eq!((target(&other), target(&project)), ("/y".into(), "/x".into()));
+    }
+}

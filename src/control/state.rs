@@ -96,12 +96,12 @@ impl Node {
         self.revived_at_ms > 0 && (0..SETTLE_MS).contains(&back_ms)
     }
 
-    /// When the node next changes without anybody's doing: its lease ends, or it has settled.
+    /// When the node next changes without anybody's doing: its lease ends, or it has settled; or, where
+    /// the clock was set back, it comes back once more.
     pub fn turns_at_ms(&self, now_ms: i64) -> Option<i64> {
-        let lease = Some(self.lease_expires_at_ms).filter(|at| *at > now_ms);
-        let settled =
-            self.is_settling(now_ms).then(|| self.revived_at_ms.saturating_add(SETTLE_MS));
-        lease.into_iter().chain(settled).min()
+        let settled_ms = self.revived_at_ms.saturating_add(SETTLE_MS);
+        let moments = [self.lease_expires_at_ms, self.revived_at_ms, settled_ms];
+        moments.into_iter().filter(|at| *at > now_ms).min()
     }
 }
 

@@ -141,3 +141,34 @@ pub fn select<'s>(
     }
     Ok(Some(project))
 }
+
+/// What tests of workspaces begin with.
+#[cfg(test)]
+pub mod testing {
+    use crate::control::state::{Node, Profile};
+    use crate::wire::control::Platform;
+
+    /// A node that has been there for long.
+    pub fn node(number: u64, lease_expires_at_ms: i64) -> Node {
+        Node {
+            number,
+            name: format!("n{number}"),
+            fs_url: format!("ws://127.0.0.1:{number}/v2/fs"),
+            secret: "secret-x".into(),
+            former: None,
+            lease_token: "lease-x".into(),
+            platform: Platform::default(),
+            labels: Default::default(),
+            services: vec![],
+            joined_at_ms: 0,
+            last_seen_ms: 0,
+            lease_expires_at_ms,
+            revived_at_ms: 0,
+        }
+    }
+
+    /// A project that everybody may read.
+    pub fn profile(number: u64) -> Profile {
+        Profile { number, token_locked: false, ..crate::control::system_project(0) }
+    }
+}

@@ -234,8 +234,8 @@ fn drift(group: &[&Member<'_>], chosen: &Member<'_>) -> Vec<Drift> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::state::{Change, Profile, Service};
-    use crate::wire::control::Platform;
+    use crate::control::state::{Change, Service};
+    use crate::control::workspace::testing::{self, node};
     use serde_json::{Value, json};
     use std::sync::Arc;
 
@@ -246,25 +246,6 @@ mod tests {
     }
 
     const NOW_MS: i64 = 100_000;
-
-    /// A node that has been there for long.
-    fn node(number: u64, lease_expires_at_ms: i64) -> Node {
-        Node {
-            number,
-            name: format!("n{number}"),
-            fs_url: format!("ws://127.0.0.1:{number}/v2/fs"),
-            secret: "secret-x".into(),
-            former: None,
-            lease_token: "lease-x".into(),
-            platform: Platform::default(),
-            labels: Default::default(),
-            services: vec![],
-            joined_at_ms: 0,
-            last_seen_ms: 0,
-            lease_expires_at_ms,
-            revived_at_ms: 0,
-        }
-    }
 
     fn up(number: u64) -> Node {
         node(number, NOW_MS + 100_000)
@@ -285,9 +266,7 @@ mod tests {
 
     impl House {
         fn of(nodes: Vec<Node>) -> House {
-            let profile = crate::control::system_project(0);
-            let profile = Profile { number: 1, token_locked: false, ..profile };
-            let mut project = Project::from(Arc::new(profile));
+            let mut project = Project::from(Arc::new(testing::profile(1)));
             project.mounts = (1..=nodes.len().max(1))
                 .map(|n| Mount {
                     mount_path: "/src".into(),
