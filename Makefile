@@ -47,7 +47,7 @@ bench: setup ## Measure, beside the peers that are installed
 	$(CARGO) build --locked --release --bins --example bench --example echo
 	tests/bench/run
 
-soak: setup ## Test a mount at length, with pjdfstest and fsx (as root)
+soak: setup ## Test a mount at length with pjdfstest and fsx, and a gateway with kills (as root)
 	$(CARGO) build --locked --release
 	tests/soak/run
 
