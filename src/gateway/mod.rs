@@ -10,6 +10,7 @@ mod guests;
 mod local;
 mod metrics;
 mod nodes;
+mod pace;
 mod pushes;
 mod routed;
 mod starclaw;

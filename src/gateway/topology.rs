@@ -3,7 +3,7 @@
 //! reconciling. Each subscriber is told what he may see, and nothing holds a secret.
 
 use super::debug::{Stream, Subscriber, changed};
-use super::trees::rest;
+use super::pace::Pace;
 use crate::base::{Cancel, Deadline, Result, ResultExt, now_ms};
 use crate::control::reconcile::{Known, News, Presence, Record, Standing};
 use crate::control::state::{MOTHER, Map, Mount, Project, State};
@@ -13,17 +13,12 @@ use crate::wire::Object;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Between two reports on reconciling, which tell of every project.
 const REPORT_MS: u64 = 1_000;
 /// Between two attempts to tell those who are slow.
 const RETRY_MS: u64 = 250;
-/// Changes that come within this time are looked at together.
-const SPACING: Duration = Duration::from_millis(10);
-/// How much longer than a look took the pause behind it is, so that looking takes no more than a fifth of a
-/// core, however much changes.
-const PAUSE_FACTOR: u32 = 4;
 const TOPOLOGY: &str = "workspace-topology";
 
 /// Starts the thread that looks for changes until `stop` is cancelled.
@@ -36,12 +31,13 @@ pub fn follow(stream: Arc<Stream>, plane: Arc<Plane>, stop: Cancel) -> Result<Jo
             stream,
             plane: plane.clone(),
         };
+        let mut pace = Pace::default();
         loop {
-            let (seen, at) = (plane.changed().seen(), Instant::now());
+            let (seen, began) = (plane.changed().seen(), Instant::now());
             let until = follower.look();
-            let change = plane.changed().wait(seen, until);
-            let pause = (at.elapsed() * PAUSE_FACTOR).max(SPACING);
-            if change.block(Deadline::never(), &stop).is_err() || rest(pause, &stop).is_err() {
+            let (worked, since) = (began.elapsed(), Instant::now());
+            let news = plane.changed().wait(seen, until).block(Deadline::never(), &stop);
+            if news.and_then(|()| pace.rest(worked, since.elapsed(), &stop)).is_err() {
                 return;
             }
         }

@@ -2,7 +2,8 @@
 //! project laid over it. When nodes or projects change, the trees that are in use are laid out anew, in place.
 
 use super::nodes::Nodes;
-use crate::base::{Cancel, Deadline, Name, Notify, Result, ResultExt, TreePath};
+use super::pace::Pace;
+use crate::base::{Cancel, Deadline, Name, Result, ResultExt, TreePath};
 use crate::control::Plane;
 use crate::control::policy::Asker;
 use crate::control::reconcile::Touched;
@@ -12,7 +13,7 @@ use crate::vfs::{Bind, Member, MountPoint, NodeId, Tree, Union, Who};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::Instant;
 
 /// Files of a service that do not tell what the catalogue tells.
 const ALIASES: [&str; 8] = [
@@ -25,9 +26,6 @@ const ALIASES: [&str; 8] = [
     "config.json",
     "TEMPLATE.json",
 ];
-
-/// Changes that come within this time are laid out together.
-const SPACING: Duration = Duration::from_millis(5);
 
 pub struct Trees {
     plane: Arc<Plane>,
@@ -185,32 +183,27 @@ impl Trees {
     pub fn follow(self: &Arc<Trees>, stop: Cancel) -> Result<JoinHandle<()>> {
         let trees = self.clone();
         let touched = Arc::new(Mutex::new(Touched::default()));
-        let heard = touched.clone();
+        let (heard, mut shown) = (touched.clone(), trees.plane.state());
         trees.plane.listen(Arc::new(move |changes| lock(&heard).hear(changes)));
         let run = move || {
-            let mut shown = trees.plane.state();
+            let mut pace = Pace::default();
             loop {
-                let seen = trees.plane.changed().seen();
+                let (seen, began) = (trees.plane.changed().seen(), Instant::now());
                 // Before the state, which has all that was touched.
                 let news = std::mem::take(&mut *lock(&touched));
                 let state = trees.plane.state();
                 trees.follow_changes(&state, &news, &shown);
                 shown = state;
+                let (worked, since) = (began.elapsed(), Instant::now());
                 let change = trees.plane.changed().wait(seen, Deadline::never());
-                if change.block(Deadline::never(), &stop).is_err() || rest(SPACING, &stop).is_err()
-                {
+                let news = change.block(Deadline::never(), &stop);
+                if news.and_then(|()| pace.rest(worked, since.elapsed(), &stop)).is_err() {
                     return;
                 }
             }
         };
         std::thread::Builder::new().name("topology".into()).spawn(run).context("topology thread")
     }
-}
-
-/// Does nothing for a while. Errors: `stop` was cancelled.
-pub(super) fn rest(pause: Duration, stop: &Cancel) -> Result<()> {
-    let nothing = Notify::default();
-    nothing.wait(nothing.seen(), Deadline::after(pause)).block(Deadline::never(), stop)
 }
 
 fn lock(touched: &Mutex<Touched>) -> MutexGuard<'_, Touched> {
