@@ -5,6 +5,7 @@
 pub mod audit;
 mod authenticator;
 mod catalogue;
+mod change;
 mod counts;
 pub mod events;
 mod history;

@@ -311,6 +311,25 @@ mod tests {
     }
 
     #[test]
+    fn where_a_commit_fails_those_that_build_on_it_fail_too() {
+        let dir = TempDir::new();
+        let kv = SqliteKv::new(Db::open(&dir.path("kv.db"), &[SqliteKv::SCHEMA]).unwrap());
+        let chain = Chain::default();
+        let linked = |txn: Txn| Txn { chain: chain.clone(), ..txn };
+        let (told, outcomes) = std::sync::mpsc::channel();
+        for txn in [put("a", 0, "1"), put("a", 0, "2"), put("b", 0, "3"), put("b", 0, "4")] {
+            let told = told.clone();
+            let done = move |r: Result<u64>| told.send(r.map_err(|e| e.code)).unwrap();
+            kv.commit_then(linked(txn), Box::new(done));
+        }
+        let outcomes: Vec<_> = outcomes.iter().take(4).collect();
+        let broken = Err(Code::StorageError);
+        assert_eq!(outcomes, [Ok(1), Err(Code::Again), broken.clone(), broken]);
+        assert_eq!(kv.range("").unwrap().len(), 1);
+        kv.commit(put("b", 0, "of another chain")).unwrap();
+    }
+
+    #[test]
     fn a_range_is_what_starts_with_the_prefix() {
         let dir = TempDir::new();
         let kv = SqliteKv::new(Db::open(&dir.path("kv.db"), &[SqliteKv::SCHEMA]).unwrap());
