@@ -166,7 +166,7 @@ fn load(kv: &dyn Kv) -> Result<State> {
 }
 
 fn txn(changes: &[Change], chain: Chain) -> Txn {
-    let mut txn = Txn { chain, ..Txn::default() };
+    let mut txn = Txn { chain: Some(chain), ..Txn::default() };
     for (key, value) in changes.iter().flat_map(Change::rows) {
         match value {
             Some(value) => txn.puts.push((key, value)),

@@ -26,7 +26,7 @@ pub struct Txn {
     pub present: Vec<String>,
     pub puts: Vec<(String, Vec<u8>)>,
     pub deletes: Vec<String>,
-    pub chain: Chain,
+    pub chain: Option<Chain>,
 }
 
 /// Commits that build on one another: where one fails, those that are made after it do, too.
@@ -184,11 +184,15 @@ impl Kv for SqliteKv {
     fn commit_then(&self, txn: Txn, done: KvDone) {
         let (watchers, sealer) = (self.watchers.clone(), self.db.sealer.clone());
         let (chain, after) = (txn.chain.clone(), txn.chain.clone());
+        let commit = move |tx: &Connection| apply(tx, txn, sealer.as_deref());
         self.db.write_then(
-            move |tx| chain.link(|| apply(tx, txn, sealer.as_deref())),
+            move |tx| match chain {
+                Some(chain) => chain.link(|| commit(tx)),
+                None => commit(tx),
+            },
             move |outcome: Result<(u64, Vec<KvEvent>)>| {
-                if outcome.is_err() {
-                    after.end();
+                if let (Some(chain), Err(_)) = (after, &outcome) {
+                    chain.end();
                 }
                 done(outcome.map(|(revision, events)| {
                     watchers.publish(&events);
@@ -315,7 +319,7 @@ mod tests {
         let dir = TempDir::new();
         let kv = SqliteKv::new(Db::open(&dir.path("kv.db"), &[SqliteKv::SCHEMA]).unwrap());
         let chain = Chain::default();
-        let linked = |txn: Txn| Txn { chain: chain.clone(), ..txn };
+        let linked = |txn: Txn| Txn { chain: Some(chain.clone()), ..txn };
         let (told, outcomes) = std::sync::mpsc::channel();
         for txn in [put("a", 0, "1"), put("a", 0, "2"), put("b", 0, "3"), put("b", 0, "4")] {
             let told = told.clone();
