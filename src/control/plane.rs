@@ -8,6 +8,7 @@ use super::reconcile::Reconciler;
 use super::state::{Change, PREFIX, State};
 use crate::base::{Code, Error, Notify, Result, now_ms};
 use crate::store::{Chain, Kv, Txn};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 
 /// Called after changes became durable, in their order, on the thread that wrote them: must be short
@@ -18,6 +19,9 @@ pub struct Plane {
     kv: Arc<dyn Kv>,
     /// Lock order: `head` before `published`.
     head: Mutex<Head>,
+    /// Mutations on their way to the disk. More come only under `head`, which they leave without: who writes
+    /// does not wait for those who decide.
+    in_flight: AtomicUsize,
     published: RwLock<Arc<State>>,
     listeners: RwLock<Vec<Listener>>,
     changed: Notify,
@@ -29,7 +33,6 @@ pub struct Plane {
 /// The newest state, which mutations are validated against, with those still on their way.
 struct Head {
     state: State,
-    in_flight: usize,
     /// Each builds on those before it.
     chain: Chain,
     /// A commit failed, so `state` holds what never became durable.
@@ -46,7 +49,8 @@ impl Plane {
             audit,
             kv,
             published: RwLock::new(Arc::new(state.clone())),
-            head: Mutex::new(Head { state, in_flight: 0, chain: Chain::default(), stale: false }),
+            head: Mutex::new(Head { state, chain: Chain::default(), stale: false }),
+            in_flight: AtomicUsize::new(0),
             listeners: RwLock::default(),
             changed: Notify::default(),
             reconciler: Reconciler::default(),
@@ -108,7 +112,7 @@ impl Plane {
             for change in &changes {
                 head.state.apply(change);
             }
-            head.in_flight += 1;
+            self.in_flight.fetch_add(1, Ordering::AcqRel);
             let (txn, is_recorded) = (txn(&changes, head.chain.clone()), entry.is_some());
             let (plane, after, done) = (self.clone(), head.state.clone(), done.clone());
             let durable = Box::new(move |outcome| done.set(plane.finish(after, &changes, outcome)));
@@ -128,7 +132,7 @@ impl Plane {
         if !head.stale {
             return Ok(());
         }
-        if head.in_flight > 0 {
+        if self.in_flight.load(Ordering::Acquire) > 0 {
             return Err(Error::new(Code::StorageError, "the store is failing; try again"));
         }
         head.state = load(&*self.kv)?;
@@ -141,9 +145,8 @@ impl Plane {
     /// On the writing thread: publishes what is durable now, the state as it is with these changes.
     fn finish(&self, after: State, changes: &[Change], outcome: Result<u64>) -> Result<()> {
         if let Err(e) = outcome {
-            let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
-            head.in_flight -= 1;
-            head.stale = true;
+            self.head.lock().unwrap_or_else(PoisonError::into_inner).stale = true;
+            self.in_flight.fetch_sub(1, Ordering::AcqRel);
             log::error!("a control mutation could not be stored: {e}");
             return Err(e.recode(Code::StorageError).context("nothing was changed"));
         }
@@ -152,7 +155,7 @@ impl Plane {
             std::mem::replace(&mut *published, Arc::new(after))
         };
         changes.iter().for_each(|change| self.counts.see(&before, change));
-        self.head.lock().unwrap_or_else(PoisonError::into_inner).in_flight -= 1;
+        self.in_flight.fetch_sub(1, Ordering::AcqRel);
         self.reconciler.heard(changes);
         let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner).clone();
         listeners.iter().for_each(|l| l(changes));
