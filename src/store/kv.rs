@@ -328,7 +328,7 @@ mod tests {
         }
         let outcomes: Vec<_> = outcomes.iter().take(4).collect();
         let broken = Err(Code::StorageError);
-        assert_eq!(outcomes, [Ok(1), Err(Code::Again), broken.clone(), broken]);
+        assert_eq!(outcomes, [Ok(1), Err(Code::Again), broken, broken]);
         assert_eq!(kv.range("").unwrap().len(), 1);
         kv.commit(put("b", 0, "of another chain")).unwrap();
     }

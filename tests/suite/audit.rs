@@ -37,8 +37,11 @@ fn make_projects(mut client: Client, round: usize, worker: usize, told: &mpsc::S
     for n in 0..40 {
         let id = format!("r{round}-w{worker}-{n}");
         let payload = json!({"name": id, "vision": "v"});
-        client.send(json!({"channel": "control", "type": "control.project_create", "id": id,
-            "payload": payload}));
+        let request = json!({"channel": "control", "type": "control.project_create", "id": id,
+            "payload": payload});
+        if !client.try_send(request) {
+            break;
+        }
     }
     while let Got::Json(reply) = client.recv() {
         assert_eq!(reply["ok"], true, "{reply}");

@@ -239,6 +239,11 @@ impl Client {
         self.socket.send(Message::text(text.to_string())).unwrap();
     }
 
+    /// False when the gateway is gone.
+    pub fn try_send(&mut self, text: impl ToString) -> bool {
+        self.socket.send(Message::text(text.to_string())).is_ok()
+    }
+
     pub fn recv(&mut self) -> Got {
         loop {
             match self.socket.read() {
@@ -307,7 +312,9 @@ impl Client {
         let id = format!("t{}", self.next);
         let request = json!({"channel": "control", "type": format!("control.{name}"), "id": id,
             "payload": payload});
-        self.socket.send(Message::text(request.to_string())).ok()?;
+        if !self.try_send(request) {
+            return None;
+        }
         loop {
             if let Message::Text(text) = self.socket.read().ok()? {
                 let reply: Value = serde_json::from_str(&text).unwrap();
