@@ -9,6 +9,7 @@ pub mod log;
 pub mod memory;
 mod meter;
 mod name;
+pub mod origin;
 mod polling;
 mod pool;
 mod stop;

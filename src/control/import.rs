@@ -215,6 +215,7 @@ impl Import {
             fs_url: old.fs_url,
             platform: old.platform,
             requested_at_ms: old.requested_at_ms,
+            origin: None,
             // Who asked was given none: the answer goes to who approves.
             claim: id::hex_token("claim-"),
             approved: None,

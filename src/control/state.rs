@@ -9,6 +9,7 @@ use crate::wire::control::Platform;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// A copy shares what it has in common with the original, so it costs nothing; a change O(log n).
@@ -146,6 +147,9 @@ pub struct PendingJoin {
     pub claim: String,
     /// The node's number once approved.
     pub approved: Option<u64>,
+    /// From where it was asked, where that was without a token.
+    #[serde(default)]
+    pub origin: Option<IpAddr>,
 }
 
 impl PendingJoin {

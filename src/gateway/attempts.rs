@@ -1,8 +1,9 @@
 //! Attempts by address, so that tokens cannot be guessed, nor the plane filled, at speed. The memory that
 //! strangers can take here is bounded.
 
+use crate::base::origin;
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,7 +33,7 @@ impl Attempts {
     }
 
     pub fn count(&self, peer: IpAddr) -> Counted {
-        let peer = source(peer);
+        let peer = origin::of(peer);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.len() >= ADDRESSES_MAX {
             seen.retain(|_, (_, since)| since.elapsed() < WINDOW);
@@ -50,7 +51,7 @@ impl Attempts {
 
     pub fn too_many(&self, peer: IpAddr) -> bool {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = seen.get(&source(peer));
+        let found = seen.get(&origin::of(peer));
         found.is_some_and(|(n, since)| *n > self.max && since.elapsed() < WINDOW)
     }
 
@@ -72,17 +73,10 @@ impl Peer {
     }
 }
 
-/// What counts as one address: of IPv6 the /64, which is the least that a host is given.
-fn source(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-        v4 => v4,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv6Addr;
 
     #[test]
     fn an_address_that_keeps_failing_is_kept_out_for_a_while() {

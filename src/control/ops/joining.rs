@@ -1,7 +1,8 @@
 //! How a node becomes one: invites, and requests that an operator approves (spec: control 8.5).
 
 use super::{Call, DURATION_MAX_MS, identifier, text};
-use crate::base::{Code, Error, Result, id};
+use crate::base::{Code, Error, Result, id, origin};
+use crate::control::Role;
 use crate::control::state::{Change, Counter, Invite, Node, PendingJoin, State, id_number};
 use crate::wire::control::{Joined, Platform};
 use crate::wire::{Fields, Object};
@@ -14,6 +15,8 @@ pub(super) const LEASE_MS: i64 = 900_000;
 const INVITES_MAX: usize = 1000;
 /// Joins that wait for an answer; anyone may ask for one.
 const PENDING_MAX: usize = 256;
+/// Of these from one address, so that a stranger does not keep all others out.
+const PENDING_ALIKE_MAX: usize = 32;
 /// How long a request, and the answer to it, waits for its asker; how long an invite that can no longer
 /// be used is known.
 const KEEP_MS: i64 = 86_400_000;
@@ -156,6 +159,9 @@ pub(super) fn request(call: &mut Call<'_>) -> Result<Object> {
     let name = node_name(&call.payload)?;
     let fs_url = fs_url(&call.payload)?.unwrap_or_default();
     let platform = platform(&call.payload, Platform::default())?;
+    // Who brings a token is known.
+    let stranger = call.session.principal.role == Role::Nobody;
+    let origin = call.session.peer.filter(|_| stranger).map(|peer| origin::of(peer.ip()));
     let pending = call.mutate(|state, now_ms| {
         let (answered, waiting): (Vec<&PendingJoin>, Vec<_>) =
             state.pending.values().map(|p| &**p).partition(|p| p.approved.is_some());
@@ -172,6 +178,13 @@ pub(super) fn request(call: &mut Call<'_>) -> Result<Object> {
                 format!("{PENDING_MAX} nodes are waiting to join already"),
             ));
         }
+        let alike = waiting.iter().filter(|p| p.origin == origin && !is_old(p)).count();
+        if origin.is_some() && alike >= PENDING_ALIKE_MAX {
+            return Err(Error::new(
+                Code::LimitExceeded,
+                format!("{PENDING_ALIKE_MAX} nodes from this address are waiting to join already"),
+            ));
+        }
         let (number, last) = state.next(Counter::PendingJoin);
         let pending = Arc::new(PendingJoin {
             number,
@@ -181,6 +194,7 @@ pub(super) fn request(call: &mut Call<'_>) -> Result<Object> {
             requested_at_ms: now_ms,
             claim: id::hex_token("claim-"),
             approved: None,
+            origin,
         });
         changes.extend([last, Change::PutPending(pending.clone())]);
         Ok((pending, changes))
@@ -205,7 +219,8 @@ fn collect(call: &Call<'_>, request_id: &str, claim: &str) -> Result<Object> {
 pub(super) fn pending_list(call: &mut Call<'_>) -> Result<Object> {
     let state = call.cx.plane.state();
     let waiting = state.pending.values().filter(|p| p.approved.is_none());
-    let list: Vec<_> = waiting.map(|p| shown(p).finish()).collect();
+    let list = waiting.map(|p| shown(p).put_some("requested_from", p.origin).finish());
+    let list: Vec<_> = list.collect();
     Ok(Object::new().raw("pending", &format!("[{}]", list.join(","))))
 }
 

@@ -58,6 +58,7 @@ fn invites_and_answers_that_are_of_no_more_use_do_not_pile_up() {
         requested_at_ms: now_ms(),
         claim: "c".into(),
         approved: Some(number),
+        origin: None,
     };
     let put = |state: &State| {
         let invites = (1..=1200).map(|n| Change::PutInvite(Arc::new(invite(n))));
@@ -72,6 +73,29 @@ fn invites_and_answers_that_are_of_no_more_use_do_not_pile_up() {
     let state = g.cx.plane.state();
     assert_eq!((state.invites.size(), state.pending.size()), (1000, 256));
     assert!(state.invites.contains_key(&1200), "the newest stay");
+}
+
+#[test]
+fn one_address_does_not_keep_all_others_from_asking_to_join() {
+    let g = Gateway::new();
+    let ask = |peer: &str| {
+        let mut c = g.connect(Role::Nobody);
+        c.session.peer = Some(peer.parse().unwrap());
+        c.call("node_join_request", json!({"node_name": "x"}))
+    };
+    for n in 0..32 {
+        assert_eq!(ask(&format!("[2001:db8::{n:x}]:99"))["ok"], true);
+    }
+    let refused = ask("[2001:db8::ffff]:98");
+    assert_eq!(refused["error"]["code"], "limit_exceeded", "{refused}");
+    assert_eq!(ask("192.0.2.7:99")["ok"], true);
+    let mut admin = g.connect(Role::Admin);
+    assert_eq!(admin.call("node_join_request", json!({}))["ok"], true);
+    let listed = admin.ok("node_join_pending_list", json!({}));
+    let listed = listed["pending"].as_array().unwrap();
+    assert_eq!(listed[0]["requested_from"], "2001:db8::");
+    assert_eq!(listed[32]["requested_from"], "192.0.2.7");
+    assert!(listed[33].get("requested_from").is_none());
 }
 
 #[test]
