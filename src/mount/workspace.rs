@@ -39,7 +39,47 @@ pub fn hydrate(
     gateway: &Gateway,
     explicit: &[Source],
 ) -> Result<Vec<Attached>> {
-    let mounts = mounts(&status(net, gateway)?)?;
+    let all = attach(world, gateway, explicit, mounts(&status(net, gateway)?)?);
+    if all.is_empty() {
+        let text = "NoWorkspaceMounts: the gateway offers nothing to mount; give the project a mount \
+                    (spiderweb-control project_mount_set) or name one with --endpoint";
+        return Err(Error::new(Code::NotFound, text));
+    }
+    Ok(all)
+}
+
+/// As [`hydrate`], for a mount that is there already: what is not offered any more, or not to us, goes.
+/// Also says why, if that is a refusal. Errors: the gateway cannot be asked.
+fn again(
+    world: &World,
+    net: &Net,
+    gateway: &Gateway,
+    explicit: &[Source],
+) -> Result<(Vec<Attached>, Option<Error>)> {
+    match status(net, gateway) {
+        Ok(payload) => Ok((attach(world, gateway, explicit, mounts(&payload)?), None)),
+        Err(e) if is_refusal(e.code) => Ok((attach(world, gateway, explicit, Vec::new()), Some(e))),
+        Err(e) => Err(e),
+    }
+}
+
+/// The workspace is not ours: the project was deleted, its token replaced, or its policy changed.
+fn is_refusal(code: Code) -> bool {
+    matches!(
+        code,
+        Code::ProjectNotFound
+            | Code::ProjectAuthFailed
+            | Code::ProjectPolicyForbidden
+            | Code::ProjectAssignmentForbidden
+    )
+}
+
+fn attach(
+    world: &World,
+    gateway: &Gateway,
+    explicit: &[Source],
+    mounts: Vec<Endpoint>,
+) -> Vec<Attached> {
     let mut all: Vec<_> = explicit.iter().map(|source| world.attach(source)).collect();
     let root_is_taken = all.iter().any(|a| a.source.endpoint.mount_path.is_root());
     let namespace = world.attach(&namespace(gateway));
@@ -48,7 +88,7 @@ pub fn hydrate(
         mounts.into_iter().map(|endpoint| world.attach(&endpoint.into())).collect();
     if root_is_taken {
         all.extend(direct);
-        return Ok(all);
+        return all;
     }
     match if mounted { Ok(()) } else { namespace.probe(Deadline::after_ms(PROBE_MS)) } {
         Ok(()) => {
@@ -59,12 +99,7 @@ pub fn hydrate(
         Err(e) => log::info!("the gateway's namespace cannot be mounted: {e}"),
     }
     all.extend(direct);
-    if all.is_empty() {
-        let text = "NoWorkspaceMounts: the gateway offers nothing to mount; give the project a mount \
-                    (spiderweb-control project_mount_set) or name one with --endpoint";
-        return Err(Error::new(Code::NotFound, text));
-    }
-    Ok(all)
+    all
 }
 
 fn namespace(gateway: &Gateway) -> Source {
@@ -169,7 +204,7 @@ pub fn follow(
     };
     let (ended, mut seen) = (cancel.clone(), changed.seen());
     let sync = move || {
-        let mut away = false;
+        let (mut away, mut refused) = (false, false);
         loop {
             let next = changed.wait(seen, Deadline::after_ms(interval_ms));
             if next.block(Deadline::never(), &ended).is_err() {
@@ -177,14 +212,17 @@ pub fn follow(
             }
             // What changes from here on asks again.
             seen = changed.seen();
-            let applied =
-                hydrate(&world, &net, &gateway, &explicit).and_then(|wanted| world.set(wanted));
+            let found = again(&world, &net, &gateway, &explicit);
+            let applied = found.and_then(|(wanted, refusal)| world.set(wanted).map(|()| refusal));
             match &applied {
-                Ok(()) => {
+                Ok(refusal) => {
                     reporter.watch(&world);
-                    if away {
-                        log::info!("the workspace is known again");
+                    match refusal {
+                        Some(e) if !refused => log::warn!("the workspace's mounts are gone: {e}"),
+                        None if away || refused => log::info!("the workspace is known again"),
+                        _ => {}
                     }
+                    refused = refusal.is_some();
                 }
                 Err(e) if !away => log::warn!("the workspace stays as it was: {e}"),
                 Err(_) => {}

@@ -60,6 +60,12 @@ fn a_mount_set_through_the_control_plane_appears_by_itself() {
     until("it to be moved", || {
         mount.shell("test -e moved && test ! -e src", dir.path()).status.success()
     });
+    // Nobody works in a project that is deleted, however long the mount stays.
+    admin.control("project_delete", json!({"project_id": "proj-1"}));
+    until("its mounts to go", || {
+        mount.shell("test -d agents && test ! -e moved", dir.path()).status.success()
+    });
+    until("that to be told", || mount.messages().contains("the workspace's mounts are gone"));
     // The connection is made again when the gateway is.
     assert_eq!(mount.messages().matches("stays as it was").count(), 0, "{}", mount.messages());
 }
