@@ -205,19 +205,21 @@ impl Core {
         flags: OpenFlags,
     ) -> Result<(Attr, Opened)> {
         for _ in 0..RACES_MAX {
-            if !flags.exclusive
-                && let Ok(stat) = sys::stat(dir, name)
-            {
-                // There already. Opened as any file; tried again if it went in the meantime.
-                let attr = self.attr(dir.id, name, &stat);
-                match self.node(attr.id).and_then(|node| self.open_node(&node, flags)) {
-                    Err(e) if matches!(e.errno(), libc::ESTALE | libc::ENOENT) => continue,
-                    opened => return Ok((attr, opened?)),
-                }
-            }
-            match self.create_new(dir, name, mode, flags) {
-                Err(e) if e.errno() == libc::EEXIST && !flags.exclusive => {}
+            let refused = match self.create_new(dir, name, mode, flags) {
+                Err(e) if !flags.exclusive && matches!(e.errno(), libc::EEXIST | libc::EROFS) => e,
                 outcome => return outcome,
+            };
+            match sys::stat(dir, name) {
+                // There already. Opened as any file; tried again if it went in the meantime.
+                Ok(stat) => {
+                    let attr = self.attr(dir.id, name, &stat);
+                    match self.node(attr.id).and_then(|node| self.open_node(&node, flags)) {
+                        Err(e) if matches!(e.errno(), libc::ESTALE | libc::ENOENT) => {}
+                        opened => return Ok((attr, opened?)),
+                    }
+                }
+                Err(_) if refused.errno() == libc::EEXIST => {}
+                Err(_) => return Err(refused),
             }
         }
         Err(Error::from_errno(libc::EAGAIN, "the name keeps coming and going; try again"))
