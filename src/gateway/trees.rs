@@ -32,29 +32,45 @@ pub struct Trees {
     nodes: Arc<Nodes>,
     world: Arc<dyn Tree>,
     live: Mutex<Vec<(Weak<Union>, Arc<Who>)>>,
+    /// Held from looking at the state until a new tree is laid out by it, and while one is laid out anew.
+    laying: Mutex<()>,
 }
 
 impl Trees {
     pub fn new(plane: Arc<Plane>, nodes: Arc<Nodes>, world: Arc<dyn Tree>) -> Trees {
-        Trees { plane, nodes, world, live: Mutex::default() }
+        Trees { plane, nodes, world, live: Mutex::default(), laying: Mutex::default() }
     }
 
     pub fn for_who(&self, who: &Arc<Who>) -> Result<Arc<dyn Tree>> {
-        let union = Arc::new(self.lay_out(&self.plane.state(), who, Union::new)?);
-        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        live.retain(|(union, _)| union.strong_count() > 0);
-        live.push((Arc::downgrade(&union), who.clone()));
+        let union = Arc::new(Union::new(vec![self.root()], Vec::new())?);
+        {
+            let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+            live.retain(|(union, _)| union.strong_count() > 0);
+            live.push((Arc::downgrade(&union), who.clone()));
+        }
+        // Known before it is laid out: what changes meanwhile is laid out after this.
+        let _laying = self.laying();
+        self.lay_out(&self.plane.state(), who, |mounts, binds| union.set(mounts, binds))?;
         Ok(union)
+    }
+
+    fn laying(&self) -> MutexGuard<'_, ()> {
+        self.laying.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn root(&self) -> MountPoint {
+        let world = Member { name: "world".into(), tree: self.world.clone(), root: NodeId::ROOT };
+        MountPoint { path: TreePath::root(), members: vec![world] }
     }
 
     /// Hands the mounts and binds of one caller to `set`. What a node asks for never costs a project its
     /// tree: where it gets in the way of the project's own, nodes show no services.
-    fn lay_out<T>(
+    fn lay_out(
         &self,
         state: &State,
         who: &Who,
-        set: impl Fn(Vec<MountPoint>, Vec<Bind>) -> Result<T>,
-    ) -> Result<T> {
+        set: impl Fn(Vec<MountPoint>, Vec<Bind>) -> Result<()>,
+    ) -> Result<()> {
         let (mounts, binds) = self.layout(state, who, true);
         set(mounts, binds).or_else(|e| {
             log::warn!("the tree of {} is without services: {e}", who.agent_id);
@@ -67,8 +83,7 @@ impl Trees {
     /// that their project mounts, and no others.
     fn layout(&self, state: &State, who: &Who, services: bool) -> (Vec<MountPoint>, Vec<Bind>) {
         let project = who.project_id.as_deref().and_then(|id| state.project(id).ok());
-        let world = Member { name: "world".into(), tree: self.world.clone(), root: NodeId::ROOT };
-        let mut mounts = vec![MountPoint { path: TreePath::root(), members: vec![world] }];
+        let mut mounts = vec![self.root()];
         let sees_all = who.admin || who.agent_id == MOTHER;
         let is_mounted = |n: &Node| project.is_some_and(|p| state.is_mounted(n.number, p.number));
         let nodes = || state.nodes.values().filter(|n| sees_all || is_mounted(n));
@@ -151,6 +166,7 @@ impl Trees {
             if !is_affected(who.project_id.as_deref()) {
                 continue;
             }
+            let _laying = self.laying();
             if let Err(e) = self.lay_out(state, &who, |mounts, binds| union.set(mounts, binds)) {
                 log::warn!("the tree of {} stays as it was: {e}", who.agent_id);
             }
