@@ -105,14 +105,14 @@ fn services(world: &World, node_id: &str) -> Item {
             }
             let state = one.plane.state();
             let found = offered(&state, cx, state.node(&id)?).find(|s| s.service_id == name);
-            found.map(|_| service(&one, &id, name)).ok_or_else(|| no_service(&id, name))
+            found.map(|s| service(&one, &id, s)).ok_or_else(|| no_service(&id, name))
         },
         move |cx| {
             let state = all.plane.state();
             let node = state.node(&of_list)?;
-            let names = offered(&state, cx, node).map(|s| &s.service_id);
-            let names = names.filter(|name| !fixed.iter().any(|(n, _)| n == *name));
-            let found = names.map(|name| (name.clone(), service(&all, &of_list, name)));
+            let is_fixed = |s: &&Service| fixed.iter().any(|(n, _)| *n == s.service_id);
+            let shown = offered(&state, cx, node).filter(|s| !is_fixed(s));
+            let found = shown.map(|s| (s.service_id.clone(), service(&all, &of_list, s)));
             Ok(fixed.iter().cloned().chain(found).collect())
         },
     )
@@ -137,8 +137,9 @@ fn brief(node: &Node, s: &Service) -> Value {
 }
 
 /// What the catalogue says of one service (spec: namespace 9.2). The files of a service that runs lie
-/// over it.
-fn service(world: &World, node_id: &str, service_id: &str) -> Item {
+/// over it, as long as its node can be reached (spec: namespace 9.6).
+fn service(world: &World, node_id: &str, service: &Service) -> Item {
+    let service_id = &*service.service_id;
     let member =
         |name: &'static str| told(world, node_id, service_id, move |_, s| s.document[name].clone());
     let help = {
@@ -146,7 +147,7 @@ fn service(world: &World, node_id: &str, service_id: &str) -> Item {
             (world.clone(), node_id.to_owned(), service_id.to_owned());
         text(move |cx| with(&world, cx, &node_id, &service_id, |_, s| readme(s)))
     };
-    dir([
+    let mut entries = vec![
         ("README.md", help),
         ("SCHEMA.json", member("schema")),
         ("CAPS.json", member("capabilities")),
@@ -155,7 +156,16 @@ fn service(world: &World, node_id: &str, service_id: &str) -> Item {
         ("RUNTIME.json", member("runtime")),
         ("PERMISSIONS.json", member("permissions")),
         ("STATUS.json", told(world, node_id, service_id, brief)),
-    ])
+    ];
+    if service.runs() {
+        let lost = |name: &'static str| (name, told(world, node_id, service_id, unreachable));
+        entries.extend(["status.json", "result.json"].map(lost));
+    }
+    dir(entries)
+}
+
+fn unreachable(node: &Node, _: &Service) -> Value {
+    json!({"state": "unreachable", "error": format!("{} cannot be reached", node.id())})
 }
 
 fn readme(s: &Service) -> String {

@@ -162,15 +162,16 @@ impl Shared {
             let budget = budget.checked_sub(1).ok_or_else(|| {
                 Error::from_errno(libc::ELOOP, format!("{path}: binds lead in a circle"))
             })?;
-            return self.walk(cx, target, budget);
+            return self.walk(cx, target, budget).or_else(|e| match e.is_peer_lost() {
+                // What a lost node cannot tell, whatever the bind covers may.
+                true => self.covered(cx, dir, name).map_err(|_| e),
+                false => Err(e),
+            });
         }
         if let Some(group) = layout.mount(&path) {
             return self.mounted(cx, group, dir, name.as_os_str());
         }
-        let real = self.on(cx, [dir], Call::Repeatable, |at, [inner]| {
-            Ok(self.told(at, dir, name.as_os_str(), at.tree.lookup(cx, inner, name)?))
-        });
-        match real {
+        match self.covered(cx, dir, name) {
             Ok(attr) if attr.kind == Kind::Dir => Ok(attr),
             _ if layout.is_above(&path) => {
                 let id = self.ids.intern(&Key::Virtual(path), dir, name.as_os_str());
@@ -182,6 +183,13 @@ impl Shared {
             }
             real => real,
         }
+    }
+
+    /// What the tree that holds a directory has there, mounts and binds left aside.
+    fn covered(&self, cx: &Cx, dir: NodeId, name: Name<'_>) -> Result<Attr> {
+        self.on(cx, [dir], Call::Repeatable, |at, [inner]| {
+            Ok(self.told(at, dir, name.as_os_str(), at.tree.lookup(cx, inner, name)?))
+        })
     }
 
     fn walk(&self, cx: &Cx, path: &TreePath, budget: u32) -> Result<Attr> {

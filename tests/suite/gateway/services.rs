@@ -441,6 +441,31 @@ fn a_node_that_is_stopped_while_its_service_works_is_noticed() {
     ok(sh("echo '{}' > long/control/restart"));
 }
 
+#[test]
+fn a_service_whose_node_is_lost_says_so() {
+    let gateway = Gateway::start();
+    let edge = Edge::join(&gateway, |dir| manifest(dir, "a", "cat", json!({})));
+    let mut admin = gateway.admin();
+    admin.attach();
+    let of = |name: &str| edge.path(&format!("services/a/{name}"));
+    admin.write(&of("control/invoke.json"), r#"{"n":1}"#);
+    assert!(admin.read(&of("status.json")).contains(r#""state":"ok""#));
+    assert_eq!(admin.read(&of("result.json")), r#"{"n":1}"#);
+    edge.program.signal(libc::SIGKILL);
+    edge.eventually(&mut admin, "services/a/status.json", "that it is lost", |text| {
+        text.contains("unreachable")
+    });
+    for name in ["status.json", "result.json"] {
+        let told: Value = serde_json::from_str(&admin.read(&of(name))).unwrap();
+        assert_eq!(told["state"], "unreachable");
+        assert_eq!(told["error"], format!("{} cannot be reached", edge.id));
+    }
+    // What only the node can do is an error all the same.
+    assert!(try_read(&mut admin, &of("control/invoke.json")).is_err());
+    let listing = admin.read(&edge.path("services/a"));
+    assert!(lists(&listing, "status.json") && lists(&listing, "STATUS.json"), "{listing}");
+}
+
 /// A node that knows the base protocol alone, through a tunnel: `exports` says what there is, and other
 /// nodes than the roots in it are gone.
 fn old_node(tunnel: &mut Client, exports: &std::sync::Mutex<Vec<(&str, u64)>>) {
