@@ -2,6 +2,7 @@
 //! and the invalidation events, as types with a JSON form and, after negotiation, a binary one for
 //! file data. Both directions are here: what one side encodes the other decodes.
 
+mod args;
 mod bin;
 mod call;
 mod event;
