@@ -12,22 +12,23 @@
 //! directory, nor what other hosts do to a network filesystem. Such a filesystem is not watched at all;
 //! whoever remembers attributes believes those of files with several names for a moment only.
 
+mod news;
+
 use super::phases::{Going, OWN_MAX, Phases};
 use super::states::States;
 use super::sys::{self, FileKey, Stat};
 use super::{Core, Event};
-use crate::base::{Error, Result};
+use crate::base::Result;
 use crate::vfs::watchers::Watchers;
 use crate::vfs::{Caller, NodeId};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use std::collections::{HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 /// Directories watched at once; past these, the host's own limit is usually near.
 pub const WATCHES_MAX: usize = 16_384;
@@ -134,7 +135,7 @@ impl Watching {
     pub fn start(local: &Arc<Core>) {
         let Some(w) = &local.watching else { return };
         let (weak, kernel) = (Arc::downgrade(local), w.kernel.clone());
-        let run = move || run(&weak, &kernel);
+        let run = move || news::run(&weak, &kernel);
         if let Err(e) = std::thread::Builder::new().name("inotify".into()).spawn(run) {
             log::warn!("exports are not watched for changes: {e}");
             w.blind.store(true, Ordering::Release);
@@ -326,181 +327,5 @@ impl Core {
             let generation = Some(stat.generation());
             Caller::nobody(|| self.announce(&[Event::Data { node, generation }]));
         }
-    }
-
-    /// Tells what a gathering of events comes to.
-    fn tell(&self, w: &Watching, gathered: Gathered) {
-        if gathered.overflow {
-            w.states.clear();
-            w.own_names.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            return self.announce(&[Event::Resync]);
-        }
-        for (dir, mask) in gathered.dirs {
-            if mask.intersects(AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_DELETE_SELF) {
-                self.announce(&[Event::All { node: dir, generation: None }]);
-            } else {
-                self.announce(&[Event::Attr(dir)]);
-            }
-        }
-        for (dir, names) in gathered.names {
-            self.tell_names(w, dir, names);
-        }
-    }
-
-    fn tell_names(&self, w: &Watching, dir: NodeId, names: BTreeMap<OsString, Seen>) {
-        // Wherever it is by now.
-        let fd = self.node(dir).map(|node| node.fd);
-        let mut own = false;
-        for (name, seen) in names {
-            let stat = || fd.clone().and_then(|fd| sys::stat(&fd, &name));
-            if seen.count > 0 {
-                own |= !self.tell_name(w, (dir, &name), seen, stat().ok().as_ref());
-            }
-            if seen.mask.intersects(AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_ATTRIB) {
-                self.tell_file(w, (dir, &name), seen.mask, stat);
-            }
-        }
-        // That we changed something in it shows in the directory's times.
-        if own {
-            self.announce(&[Event::Attr(dir)]);
-        }
-    }
-
-    /// A name came, went, or leads elsewhere. False where that was our own doing.
-    fn tell_name(
-        &self,
-        w: &Watching,
-        (dir, name): (NodeId, &OsStr),
-        seen: Seen,
-        stat: Option<&Stat>,
-    ) -> bool {
-        let now = stat.map(Stat::key);
-        if w.is_own_name((dir, name), seen, now) {
-            return false;
-        }
-        let known = self.ids.at(dir, name);
-        let key = known.and_then(|node| self.ids.key(node).ok());
-        self.announce(&[Event::Entry { dir, name: name.into() }]);
-        if let Some(node) = known.filter(|_| key != now) {
-            self.announce(&[Event::All { node, generation: None }]);
-        }
-        // A name that leads to a file that is known: it may have a link more.
-        if let Some(node) = now.and_then(|key| self.ids.id(&key)) {
-            self.announce(&[Event::Attr(node)]);
-        }
-        true
-    }
-
-    fn tell_file(
-        &self,
-        w: &Watching,
-        (dir, name): (NodeId, &OsStr),
-        mask: AddWatchFlags,
-        stat: impl FnOnce() -> Result<Stat>,
-    ) {
-        // Whom nobody was told of, nobody remembers.
-        let Some(node) = self.ids.at(dir, name) else { return };
-        let same = || stat().filter_key(self.ids.key(node).ok());
-        let Ok((stat, is_news)) = w.states.look(node, OWN_MAX, same) else {
-            return self.announce(&[Event::All { node, generation: None }]);
-        };
-        if !is_news {
-            return;
-        }
-        let generation = Some(stat.generation());
-        self.announce(&[match mask.contains(AddWatchFlags::IN_MODIFY) {
-            true => Event::Data { node, generation },
-            false => Event::Attr(node),
-        }]);
-    }
-}
-
-trait FilterKey {
-    fn filter_key(self, key: Option<FileKey>) -> Result<Stat>;
-}
-
-impl FilterKey for Result<Stat> {
-    /// The node must still be the one that the name led to.
-    fn filter_key(self, key: Option<FileKey>) -> Result<Stat> {
-        self.and_then(|stat| match key == Some(stat.key()) {
-            true => Ok(stat),
-            false => Err(Error::from_errno(libc::ESTALE, "another file")),
-        })
-    }
-}
-
-/// Events of a moment, each thing once.
-#[derive(Default)]
-struct Gathered {
-    names: BTreeMap<NodeId, BTreeMap<OsString, Seen>>,
-    count: usize,
-    dirs: BTreeMap<NodeId, AddWatchFlags>,
-    overflow: bool,
-}
-
-impl Gathered {
-    fn add(&mut self, w: &Watching, event: InotifyEvent) {
-        if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-            self.overflow = true;
-            return;
-        }
-        let dir = {
-            let mut t = w.table.write().unwrap_or_else(PoisonError::into_inner);
-            let Some(dir) = t.by_wd.get(&event.wd).copied() else { return };
-            if event.mask.contains(AddWatchFlags::IN_IGNORED) {
-                t.by_wd.remove(&event.wd);
-                t.by_dir.remove(&dir);
-                t.oldest.retain(|d| *d != dir);
-            }
-            dir
-        };
-        match event.name {
-            Some(name) => {
-                let names = self.names.entry(dir).or_default();
-                names.entry(name).or_insert(Seen::NOTHING).add(event.mask);
-                self.count += 1;
-            }
-            None => *self.dirs.entry(dir).or_insert(AddWatchFlags::empty()) |= event.mask,
-        }
-    }
-}
-
-fn run(weak: &Weak<Core>, kernel: &Kernel) {
-    let mut resync = Instant::now();
-    let mut timeout = None;
-    loop {
-        // The tree need not outlive the wait: its end nudges.
-        kernel.wait(timeout);
-        let Some(local) = weak.upgrade() else { return };
-        let Some(w) = &local.watching else { return };
-        w.forget_unheard(&local.watchers);
-        timeout = (!w.is_live() && !local.watchers.is_empty()).then_some(BLIND);
-        if timeout.is_some() && resync <= Instant::now() {
-            resync = Instant::now() + BLIND;
-            local.announce(&[Event::Resync]);
-        }
-        let mut gathered = Gathered::default();
-        while !gathered.overflow
-            && gathered.count < GATHERED_MAX
-            && let Ok(events) = kernel.inotify.read_events()
-        {
-            events.into_iter().for_each(|e| gathered.add(w, e));
-        }
-        w.own.settle();
-        local.tell(w, gathered);
-    }
-}
-
-impl Kernel {
-    /// Waits for events or a nudge; what comes together is told together.
-    fn wait(&self, timeout: Option<Duration>) {
-        let mut fds = [
-            PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.nudge.as_fd(), PollFlags::POLLIN),
-        ];
-        let timeout = timeout.and_then(|t| t.try_into().ok()).unwrap_or(PollTimeout::NONE);
-        let _ = poll(&mut fds, timeout);
-        std::thread::sleep(GATHER);
-        let _ = self.nudge.read();
     }
 }
