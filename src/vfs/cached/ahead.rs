@@ -116,11 +116,11 @@ impl Ahead {
     }
 
     /// The bytes at `offset`, if they were asked for ahead, waiting for them if they are on their way; and
-    /// goes on reading ahead. `None`: ask the tree.
+    /// goes on reading ahead, up to `size`, where that is known. `None`: ask the tree.
     pub fn read(
         self: &Arc<Ahead>,
         (offset, len): (u64, u32),
-        edition: Option<Edition>,
+        (edition, size): (Option<Edition>, Option<u64>),
         workers: &Workers,
         fetch: &Fetch,
         deadline: Deadline,
@@ -142,7 +142,7 @@ impl Ahead {
                 if near { s.next.max(offset + u64::from(len)) } else { offset + u64::from(len) };
         }
         let found = self.take(offset, u64::from(len), deadline, cancel)?;
-        self.go_on(workers, fetch);
+        self.go_on(size.unwrap_or(u64::MAX), workers, fetch);
         Ok(found)
     }
 
@@ -171,8 +171,8 @@ impl Ahead {
         }
     }
 
-    /// Asks for more, if the reader reads in order.
-    fn go_on(self: &Arc<Ahead>, workers: &Workers, fetch: &Fetch) {
+    /// Asks for more, if the reader reads in order, up to where the file is known to end.
+    fn go_on(self: &Arc<Ahead>, end: u64, workers: &Workers, fetch: &Fetch) {
         loop {
             let (at, run) = {
                 let mut s = self.lock();
@@ -182,7 +182,7 @@ impl Ahead {
                     return;
                 }
                 let at = s.end().unwrap_or(s.next).max(s.next);
-                if at >= s.next + s.window {
+                if at >= (s.next + s.window).min(end) {
                     return;
                 }
                 // A gap would keep what lies behind it from being found in order.

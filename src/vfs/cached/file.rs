@@ -132,10 +132,10 @@ impl Cached {
             let cx = Cx::new(who.clone(), crate::base::Deadline::after_ms(timeout_ms));
             crate::vfs::walk::read_full(&*inner, &cx, handle, offset, len)
         });
-        let edition = self.meta.edition(file.node);
+        let known = (self.meta.edition(file.node), self.meta.size(file.node));
         let (deadline, cancel) = (cx.deadline, &cx.cancel);
         let at = (offset, len);
-        match file.ahead.read(at, edition, &self.workers, &fetch, deadline, cancel)? {
+        match file.ahead.read(at, known, &self.workers, &fetch, deadline, cancel)? {
             Some(bytes) => {
                 let eof = bytes.len() < len as usize;
                 Ok(Read::Data { bytes, eof })

@@ -344,6 +344,12 @@ impl Meta {
         }
     }
 
+    /// How long a file is, as far as that is known.
+    pub fn size(&self, id: NodeId) -> Option<u64> {
+        let mut s = self.shard(id);
+        s.nodes.get(&id)?.known().map(|attr| attr.size)
+    }
+
     /// What the content is known by; another one after every change, by us or by others. `None` where a
     /// change could have been missed.
     pub fn edition(&self, id: NodeId) -> Option<Edition> {
