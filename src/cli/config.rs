@@ -87,7 +87,7 @@ pub fn run(args: Args) -> Result<()> {
     let env = Env::process();
     let path = config::location(args.os("--config").map(Path::new), &env);
     if args.words.is_empty() {
-        super::print(&super::help(&PROGRAM));
+        super::print(&super::help(&PROGRAM))?;
         return Ok(());
     }
     match args.words[0].to_str() {
@@ -112,7 +112,7 @@ pub fn run(args: Args) -> Result<()> {
     match sub.as_str() {
         "path" => {
             args.at_most(2)?;
-            super::print(&format!("{}\n", path.display()));
+            super::print(&format!("{}\n", path.display()))?;
             Ok(())
         }
         "set-provider" => {
@@ -164,7 +164,7 @@ fn show(args: &Args, path: &Path, env: &Env) -> Result<()> {
         });
         let all: serde_json::Map<_, _> = values.collect();
         let text = serde_json::to_string_pretty(&all).unwrap_or_default();
-        super::print(&format!("{text}\n"));
+        super::print(&format!("{text}\n"))?;
         return Ok(());
     }
     let mut text = String::new();
@@ -176,6 +176,6 @@ fn show(args: &Args, path: &Path, env: &Env) -> Result<()> {
     let _ = writeln!(text, "Default Agent: {}", c.runtime.default_agent_id);
     let _ = writeln!(text, "State: {}", c.database()?.display());
     let _ = writeln!(text, "Log: {}", c.log.level.as_str().to_ascii_lowercase());
-    super::print(&text);
+    super::print(&text)?;
     Ok(())
 }

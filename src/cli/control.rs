@@ -58,7 +58,7 @@ pub fn run(args: Args) -> Result<()> {
     let outcome = control::read_reply(&operation, &reply);
     let shown = if args.has("--pretty") { indented(&reply) } else { reply.to_string() };
     match outcome {
-        Ok(_) => super::print(&format!("{shown}\n")),
+        Ok(_) => super::print(&format!("{shown}\n"))?,
         // The whole envelope goes to standard error, as scripts expect; the exit status says the rest.
         Err(e) => {
             eprintln!("{shown}");

@@ -123,6 +123,14 @@ impl Args {
         text(name, word.ok_or_else(|| usage(format!("{name} is missing")))?)
     }
 
+    /// The word at `index` as a path of this host, if it is there.
+    pub fn path_word(&self, index: usize, name: &str) -> Result<Option<&OsStr>> {
+        match self.words.get(index) {
+            Some(word) if word.is_empty() => Err(usage(format!("{name} is empty"))),
+            word => Ok(word.map(OsString::as_os_str)),
+        }
+    }
+
     /// Errors: `usage` when there are more than `n` words.
     pub fn at_most(&self, n: usize) -> Result<()> {
         match self.words.get(n) {
@@ -156,10 +164,7 @@ pub fn main_with(
 ) -> ExitCode {
     let outcome =
         parse(program, std::env::args_os().skip(1).collect()).and_then(|parsed| match parsed {
-            Parsed::Show(text) => {
-                crate::cli::print(&text);
-                Ok(())
-            }
+            Parsed::Show(text) => crate::cli::print(&text),
             Parsed::Run(args) => run(args),
         });
     match outcome {
@@ -254,6 +259,12 @@ fn take(pico: &mut pico_args::Arguments, flag: &Flag) -> Result<Vec<OsString>> {
         .map_err(|_| usage(format!("{} needs a value", flag.name)))?;
     if values.len() > 1 && !flag.repeats {
         return Err(usage(format!("{} is given twice", flag.name)));
+    }
+    // A path that leads nowhere, as of a variable that is not set.
+    if matches!(flag.value, Some("file" | "dir" | "mountpoint"))
+        && values.iter().any(|v| v.is_empty())
+    {
+        return Err(usage(format!("{} is empty", flag.name)));
     }
     Ok(values)
 }

@@ -1,8 +1,8 @@
 //! `spiderweb-fs-node`: exports directories of this machine, by listening or through a gateway
 //! (spec: fs 9).
 
-use super::{Args, Flag, Program, TOKEN_FILE_MAX, usage};
-use crate::base::{Code, Deadline, Error, Result, ResultExt, Signal, Signals, id};
+use super::{Args, Flag, Program, token_file, usage};
+use crate::base::{Code, Deadline, Error, Result, Signal, Signals, id};
 use crate::config::Env;
 use crate::net::WsUrl;
 use crate::node::{self, Backoff, ExportSpec, Membership, Mode, Options, Pairing, Sources, Way};
@@ -196,19 +196,14 @@ fn client_token(args: &Args, env: &Env) -> Result<Option<String>> {
         (Some(_), Some(_)) => {
             return Err(usage("--auth-token and --auth-token-file: give one of them"));
         }
-        (Some(token), None) => Some(("--auth-token", token)),
-        (None, Some(file)) => {
-            let text = crate::store::atomic::read(Path::new(file), TOKEN_FILE_MAX);
-            let text = text.context("--auth-token-file")?;
-            Some(("--auth-token-file", String::from_utf8_lossy(&text).trim().to_owned()))
-        }
-        (None, None) => None,
+        (Some(token), None) => Some(token),
+        (None, Some(file)) => Some(token_file("--auth-token-file", Path::new(file))?),
+        (None, None) => secret(env, "SPIDERWEB_FS_NODE_AUTH_TOKEN"),
     };
+    // One that is empty would open the door that it is meant to close.
     match token {
-        // An empty token would open the door that it is meant to close.
-        Some((flag, token)) if token.trim().is_empty() => Err(usage(format!("{flag} is empty"))),
-        Some((_, token)) => Ok(Some(token)),
-        None => Ok(secret(env, "SPIDERWEB_FS_NODE_AUTH_TOKEN")),
+        Some(token) if token.trim().is_empty() => Err(usage("--auth-token is empty")),
+        token => Ok(token),
     }
 }
 

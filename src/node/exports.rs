@@ -258,6 +258,10 @@ impl std::str::FromStr for ExportSpec {
         if !crate::base::id::is_identifier(name, 128) {
             return Err(bad("the name may hold A-Z a-z 0-9 . _ -"));
         }
+        // It is that of a directory in the gateway's tree.
+        if matches!(name, "." | "..") {
+            return Err(bad("the name leads elsewhere"));
+        }
         let mut ro = false;
         // Suffixes are taken off from the right, so the leftmost has the last word.
         loop {
@@ -302,7 +306,17 @@ mod tests {
         assert!(spec("repo=/home/u/repo:ro").unwrap().ro);
         assert!(spec("x=/a:ro:rw").unwrap().ro, "the leftmost suffix wins");
         assert_eq!(spec("x=C:\\y").unwrap().path.to_str(), Some("C:\\y"));
-        for bad in ["work", "=/a", "a=", "a=:ro", "c=drive:root", "a b=/x", "c=/x:cred=team"] {
+        for bad in [
+            "work",
+            "=/a",
+            "a=",
+            "a=:ro",
+            "c=drive:root",
+            "a b=/x",
+            "c=/x:cred=team",
+            ".=/x",
+            "..=/x",
+        ] {
             let e = spec(bad).unwrap_err();
             assert!(e.code == Code::Usage && e.message.contains(bad), "{e}");
         }

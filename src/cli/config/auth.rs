@@ -16,7 +16,7 @@ pub(super) fn run(args: &Args, path: &Path) -> Result<()> {
     match sub.as_str() {
         "path" => {
             args.at_most(2)?;
-            print(&format!("{}\n", path.display()));
+            print(&format!("{}\n", path.display()))?;
             Ok(())
         }
         "status" => status(args, path),
@@ -47,7 +47,7 @@ fn status(args: &Args, path: &Path) -> Result<()> {
     let _ = writeln!(text, "Admin: {}", shown(Role::Admin));
     let _ = writeln!(text, "User: {}", shown(Role::User));
     let _ = writeln!(text, "Named tokens: {}", tokens.tokens.len());
-    print(&text);
+    print(&text)?;
     Ok(())
 }
 
@@ -71,7 +71,7 @@ fn list(args: &Args, path: &Path) -> Result<()> {
         let (role, created) = (t.role.name(), time(t.created_at_ms));
         let _ = writeln!(text, "{:width$}  {role:5}  {created:20}  {expires}", t.name);
     }
-    print(&text);
+    print(&text)?;
     Ok(())
 }
 
@@ -87,7 +87,7 @@ fn add(args: &Args, path: &Path) -> Result<()> {
         return json(&serde_json::json!({"name": name, "role": role, "token": token}));
     }
     eprintln!("the token of {name}, role {}; it is not kept and not shown again:", role.name());
-    print(&format!("{token}\n"));
+    print(&format!("{token}\n"))?;
     Ok(())
 }
 
@@ -116,7 +116,7 @@ fn rotate(args: &Args, path: &Path) -> Result<()> {
     }
     let old = if revoke { "end" } else { "go on until they are closed" };
     eprintln!("the new token of role {}; connections by the old one {old}:", role.name());
-    print(&format!("{token}\n"));
+    print(&format!("{token}\n"))?;
     Ok(())
 }
 
@@ -177,7 +177,7 @@ fn time(ms: i64) -> String {
 
 fn json(value: &serde_json::Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value).unwrap_or_default();
-    print(&format!("{text}\n"));
+    print(&format!("{text}\n"))?;
     Ok(())
 }
 

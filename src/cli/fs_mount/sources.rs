@@ -1,11 +1,13 @@
 //! What is to be mounted, as the command line and the environment say it: endpoints with their tokens, and
 //! the gateway.
 
-use crate::base::{Result, ResultExt};
-use crate::cli::{Args, usage};
+use crate::base::Result;
+use crate::cli::{Args, token_file, usage};
 use crate::mount::endpoint::{self, Endpoint};
 use crate::mount::workspace::Gateway;
 use crate::net::WsUrl;
+use std::collections::BTreeSet;
+use std::path::Path;
 
 /// Holds the token for all endpoints that have none of their own.
 const TOKEN: &str = "SPIDERWEB_FS_TOKEN";
@@ -19,13 +21,16 @@ pub fn endpoints(args: &Args) -> Result<Vec<Endpoint>> {
     for e in &mut all {
         e.token = variable(&token_variable(&e.name)).or_else(|| variable(TOKEN));
     }
+    let mut with_file = BTreeSet::new();
     for spec in args.all("--endpoint-token-file")? {
         let flag = format!("--endpoint-token-file {spec:?}");
-        let (name, file) =
-            spec.split_once('=').ok_or_else(|| usage(format!("{flag}: write NAME=FILE")))?;
-        let token = std::fs::read_to_string(file).context(&flag)?;
-        let token = Some(token.trim().to_owned()).filter(|t| !t.is_empty());
-        let token = token.ok_or_else(|| usage(format!("{flag}: the file is empty")))?;
+        let parts =
+            spec.split_once('=').filter(|(name, file)| !name.is_empty() && !file.is_empty());
+        let (name, file) = parts.ok_or_else(|| usage(format!("{flag}: write NAME=FILE")))?;
+        if !with_file.insert(name.to_owned()) {
+            return Err(usage(format!("{flag}: endpoint {name:?} has one already")));
+        }
+        let token = token_file("--endpoint-token-file", Path::new(file))?;
         let mut named = all.iter_mut().filter(|e| e.name == name).peekable();
         if named.peek().is_none() {
             return Err(usage(format!("{flag}: there is no endpoint {name:?}")));
@@ -45,7 +50,16 @@ pub fn gateway(args: &Args) -> Result<Option<Gateway>> {
         let of_gateway = ["--project-id", "--agent-id"];
         return match of_gateway.into_iter().find(|flag| args.has(flag)) {
             Some(flag) => Err(usage(format!("{flag} needs --workspace-url"))),
-            None => Ok(None),
+            None => {
+                let of_bearer = ["--auth-token", "--auth-token-file"];
+                if let Some(flag) = of_bearer.into_iter().find(|flag| args.has(flag)) {
+                    log::warn!(
+                        "{flag} has no effect without --workspace-url; the token of a node is given \
+                         with --endpoint-token-file"
+                    );
+                }
+                Ok(None)
+            }
         };
     };
     let bearer = crate::cli::bearer(args)?;

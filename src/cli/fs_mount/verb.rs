@@ -8,7 +8,7 @@ use crate::mount::copy::{self, Job};
 use crate::mount::world::World;
 use crate::mount::{socket, status, verbs};
 use crate::wire::Object;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 /// A command with its arguments.
@@ -46,6 +46,8 @@ impl Verb {
             let bad = |_| usage(format!("{name}: {word:?} is not a number"));
             word.parse().map(Some).map_err(bad)
         };
+        let local =
+            |at: usize, name: &str| args.path_word(at, name).map(|path| path.map(OsStr::to_owned));
         let one = |verb: fn(TreePath) -> Verb| -> Result<_> { Ok((verb(path(1, "<path>")?), 2)) };
         let (verb, words) = match &*command {
             "getattr" => one(Verb::Getattr)?,
@@ -55,10 +57,9 @@ impl Verb {
             }
             "cat" => one(Verb::Cat)?,
             "write" => (Verb::Write(path(1, "<path>")?, args.word(2, "<content>")?), 3),
-            "get" => (Verb::Get(path(1, "<remote>")?, args.words.get(2).cloned()), 3),
+            "get" => (Verb::Get(path(1, "<remote>")?, local(2, "[local]")?), 3),
             "put" => {
-                let local = args.words.get(1).cloned();
-                let local = local.ok_or_else(|| usage("<local> is missing"))?;
+                let local = local(1, "<local>")?.ok_or_else(|| usage("<local> is missing"))?;
                 (Verb::Put(local, path(2, "<remote>")?), 3)
             }
             "mkdir" => one(Verb::Mkdir)?,
@@ -71,7 +72,8 @@ impl Verb {
             }
             "status" => (status_of(args)?, 2),
             "mount" => {
-                let at = args.words.get(1).ok_or_else(|| usage("<mountpoint> is missing"))?;
+                let at = local(1, "<mountpoint>")?;
+                let at = at.ok_or_else(|| usage("<mountpoint> is missing"))?;
                 (Verb::Mount(at.into()), 2)
             }
             unknown => return Err(usage(format!("unknown command: {unknown}"))),
@@ -137,14 +139,13 @@ impl Verb {
             }
             Verb::StatusOf { .. } | Verb::Mount(_) => unreachable!("need no world of their own"),
         };
-        print(&format!("{line}\n"));
-        Ok(())
+        print(&format!("{line}\n"))
     }
 }
 
 fn status_of(args: &Args) -> Result<Verb> {
     let probe = !args.has("--no-probe");
-    let word = args.words.get(1).map(PathBuf::from);
+    let word = args.path_word(1, "[mountpoint]")?.map(PathBuf::from);
     let flag = args.os("--mount").map(PathBuf::from);
     if word.is_some() && flag.is_some() {
         return Err(usage("give either [mountpoint] or --mount"));
@@ -160,8 +161,7 @@ pub fn status_of_mount(mount_point: &Path, probe: bool, args: &Args) -> Result<(
     let form = show::form(args)?;
     let question = Object::new().put("op", "status").put("probe", probe);
     let answer = socket::ask(mount_point, question)?;
-    print(&format!("{}\n", show::shown(form, answer, show::status)?));
-    Ok(())
+    print(&format!("{}\n", show::shown(form, answer, show::status)?))
 }
 
 /// One page as JSON, or the whole directory for people who ask for no page.
@@ -175,14 +175,13 @@ fn readdir(
     let max_or = |default| max.unwrap_or(default);
     if form == Form::Json {
         let page = verbs::readdir(world, path, cookie.unwrap_or(0), max_or(verbs::READDIR_MAX))?;
-        print(&format!("{page}\n"));
-        return Ok(());
+        return print(&format!("{page}\n"));
     }
     let mut at = cookie.unwrap_or(0);
     loop {
         let page = verbs::readdir(world, path, at, max_or(show::PAGE))?;
         let page = show::parse(&page)?;
-        print(&show::listing(&page, form));
+        print(&show::listing(&page, form))?;
         let next = page["next"].as_u64().or(page["next_cookie"].as_u64()).unwrap_or(0);
         let ends = page["eof"].as_bool().unwrap_or(next == 0);
         if ends || max.is_some() || next == at {

@@ -73,8 +73,7 @@ fn write(
     let flags = OpenFlags { truncate: true, ..OpenFlags::WRITE };
     let (node, opened) = match found(job, remote)? {
         Some(attr) if attr.kind == Kind::Dir => {
-            let text = format!("{remote} is a directory; {name} is none");
-            return Err(Error::from_errno(libc::EISDIR, text));
+            return Err(Error::from_errno(libc::EISDIR, format!("{remote}: is a directory")));
         }
         Some(attr) => (attr.id, tree.open(&cx, attr.id, flags).context(remote)?),
         None => {

@@ -87,7 +87,6 @@ impl NodeState {
             Err(e) if e.errno() == libc::ENOENT => return Ok(NodeState::default()),
             Err(e) => return Err(e.recode(Code::Config).context("--state-file")),
         };
-        atomic::make_private(path).context("--state-file")?;
         let bad = |what: String| {
             let advice = "move it away to join as a new node, or name another with --state-file";
             let text = format!("{}: {what}; {advice}", path.display());
@@ -95,11 +94,20 @@ impl NodeState {
         };
         // By way of an object: serde would take an array for a struct, too.
         let state: NodeState = serde_json::from_slice(&text)
-            .and_then(|object: serde_json::Map<_, _>| serde_json::from_value(object.into()))
+            .and_then(|object: serde_json::Map<_, _>| {
+                // Any other program's settings would pass, for no field has to be there.
+                let ours = ["schema", "node_id"].iter().any(|key| object.contains_key(*key));
+                if !ours && !object.is_empty() {
+                    return Err(serde::de::Error::missing_field("schema"));
+                }
+                serde_json::from_value(object.into())
+            })
             .map_err(|e| bad(format!("not a node's state: {e}")))?;
         if state.schema > SCHEMA {
             return Err(bad(format!("written by a newer version (schema {})", state.schema)));
         }
+        // Now that it is known to be the node's own.
+        atomic::make_private(path).context("--state-file")?;
         Ok(state)
     }
 
@@ -138,6 +146,8 @@ impl NodeState {
 mod tests {
     use super::*;
     use crate::store::testing::TempDir;
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_state_is_read_back_with_the_documented_fields() {
@@ -164,11 +174,13 @@ mod tests {
         std::fs::write(&path, r#"{"node_id":"n","node_secret":"s","lease_token":null}"#).unwrap();
         let identity = Identity { node_id: "n".into(), secret: "s".into() };
         assert_eq!(NodeState::load(&path).unwrap().identity(), Some(identity));
-        for broken in ["", "[]", "{\"node_id\":7}", "{\"schema\":2}"] {
+        for broken in ["", "[]", "{\"node_id\":7}", "{\"schema\":2}", "{\"name\":\"x\"}"] {
             std::fs::write(&path, broken).unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
             let e = NodeState::load(&path).unwrap_err();
             assert!(e.code == Code::Config && e.message.contains("state.json"), "{e}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), broken);
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o644);
         }
     }
 }

@@ -65,7 +65,11 @@ pub fn say_hello(mux: Mux, hello: Hello, deadline: Deadline) -> Result<Link> {
         let build = |tag| Request::new(tag, call).encode(false);
         read(op, &mux.call(build, deadline, &Cancel::new())?)
     };
-    let reply = call(Call::Hello(hello)).context("hello")?;
+    let reply = call(Call::Hello(hello)).map_err(|e| match &*e.message {
+        "AuthMissing" => e.context("the node asks for a token, and there is none for it"),
+        "AuthFailed" => e.context("the node refuses the token"),
+        _ => e.context("hello"),
+    })?;
     let Reply::Hello(HelloReply::Node { name, caps, ext, .. }) = reply else {
         return Err(Error::new(Code::Unavailable, "the peer does not speak for a node"));
     };

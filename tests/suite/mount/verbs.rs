@@ -54,10 +54,30 @@ fn commands_read_and_change_an_export() {
         (&["--read-only", "write", "/a/a.txt", "y"], 64, "--read-only is for mount"),
         (&["-o", "ro", "write", "/a/a.txt", "y"], 64, "-o is for mount"),
         (&["--no-probe", "cat", "/a/a.txt"], 64, "--no-probe is for status"),
+        (&["write", "/a/d", "x"], 65, "mount: /a/d: is a directory"),
+        (&["get", "/a/a.txt", ""], 64, "[local] is empty"),
+        (&["put", "", "/a/x"], 64, "<local> is empty"),
+        (&["mount", ""], 64, "<mountpoint> is empty"),
+        (&["status", "--mount", ""], 64, "--mount is empty"),
+        (&["--log-file=", "mount", "x"], 64, "--log-file is empty"),
+        (&["--endpoint-token-file", "a=", "status"], 64, "a=\": write NAME=FILE"),
     ] {
         let (code, errors) = failed(fs(args));
         assert_eq!(code, status, "{args:?}: {errors}");
         assert!(errors.contains(words), "{args:?}: {errors}");
+    }
+    // A token that would be used for nothing.
+    let without = program(&["--endpoint", &endpoint, "--auth-token", "t", "readdir", "/a"]);
+    let without = { without }.output().unwrap();
+    let said = String::from_utf8_lossy(&without.stderr).into_owned();
+    assert!(said.contains("--auth-token has no effect without --workspace-url"), "{said}");
+    ok(without);
+    // What cannot be printed was not shown.
+    for args in [&["readdir", "/a"][..], &["status"], &["--help"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let args = [&["--endpoint", &endpoint], args].concat();
+        let (code, errors) = failed(program(&args).stdout(full).output().unwrap());
+        assert!(code == 74 && errors.contains("standard output: no space left"), "{errors}");
     }
 }
 
@@ -135,6 +155,16 @@ fn tokens_come_from_files_or_the_environment_and_never_show() {
         .env("SPIDERWEB_FS_TOKEN_MY_NODE_1", TOKEN)
         .output()
         .unwrap());
+    std::fs::write(&file, "two\nlines").unwrap();
+    let (code, errors) = failed(run(&with_file));
+    assert!(code == 64 && errors.contains("a token is one line"), "{errors}");
+    std::fs::write(&file, b"\xff\xfe").unwrap();
+    let (code, errors) = failed(run(&with_file));
+    assert!(code == 64 && errors.contains("a token must be UTF-8"), "{errors}");
+    std::fs::write(&file, TOKEN).unwrap();
+    let twice = [&with_file[..], &["--endpoint-token-file", &given]].concat();
+    let (code, errors) = failed(run(&twice));
+    assert!(code == 64 && errors.contains("endpoint \"a\" has one already"), "{errors}");
     let other = format!("b={}", file.display());
     let (code, errors) = failed(run(&[&list[..], &["--endpoint-token-file", &other]].concat()));
     assert!(code == 64 && errors.contains("there is no endpoint \"b\""), "{errors}");

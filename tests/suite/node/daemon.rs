@@ -461,6 +461,10 @@ fn the_program_listens_and_says_what_is_wrong_with_its_flags() {
         (vec!["--fs-url", "http://h", "--port", "0"], 64, "--fs-url"),
         (vec!["--control-url", "ws://h", "--port", "x"], 64, "--port"),
         (vec!["--auth-token", ""], 64, "--auth-token"),
+        (vec!["--auth-token-file", "/dev/null"], 64, "/dev/null: the file is empty"),
+        (vec!["--export", "..=."], 64, "the name leads elsewhere"),
+        (vec!["--state-file="], 64, "--state-file is empty"),
+        (vec!["--services-dir", ""], 64, "--services-dir is empty"),
         (vec!["--bogus"], 64, "--bogus"),
     ] {
         let mut wrong = Node::start(&args, &[], dir.path());
