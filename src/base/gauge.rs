@@ -20,6 +20,11 @@ impl Gauge {
         Gauge { count: Arc::default(), max, what }
     }
 
+    /// How many more there may be.
+    pub fn free(&self) -> usize {
+        self.max.saturating_sub(self.count.load(Ordering::Acquire))
+    }
+
     /// Errors: `queue_saturated` when there are enough.
     pub fn enter(&self) -> Result<Counted> {
         let room = |n: usize| (n < self.max).then_some(n + 1);
@@ -46,6 +51,7 @@ mod tests {
         let gauge = Gauge::new(1, "things");
         let one = gauge.enter().unwrap();
         assert_eq!(gauge.enter().err().unwrap().code, Code::QueueSaturated);
+        assert_eq!(gauge.free(), 0);
         drop(one);
         assert!(gauge.enter().is_ok());
     }

@@ -5,9 +5,10 @@
 use super::cursor::Cursors;
 use super::exports::Exports;
 use super::session::{Entry, Open, Server, Session};
-use crate::base::{Code, Deadline, Error, Lanes, Result, TimerKey, id};
+use crate::base::{Code, Counted, Deadline, Error, Gauge, Lanes, Result, TimerKey, id};
 use crate::vfs::{Cx, Who};
 use crate::wire::fs::{Reply, Slot};
+use nix::sys::resource::{Resource, getrlimit};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -16,6 +17,9 @@ use std::time::{Duration, Instant};
 const GRACE_MS: u64 = 30_000;
 /// Open files of one session.
 const HANDLES_MAX: usize = 65_536;
+/// Of the descriptors that the process may have, those that can be clients' open files; the others are for
+/// connections and for what is open only for a moment.
+const DESCRIPTORS_SHARE: (u64, u64) = (3, 4);
 /// Replies kept of one session, far more than its client has requests in flight.
 const REPLIES_MAX: usize = 1024;
 /// Sessions that wait for their client.
@@ -25,18 +29,27 @@ const NAME_MIN: usize = 16;
 /// Time to close the files of a session that has ended.
 const RELEASE_MS: u64 = 40_000;
 
+/// Counts the open files of all sessions of a program.
+pub(super) fn open_files() -> Gauge {
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    let share = limit / DESCRIPTORS_SHARE.1 * DESCRIPTORS_SHARE.0;
+    Gauge::new(usize::try_from(share).unwrap_or(usize::MAX), "open files")
+}
+
 pub(super) struct Held {
     pub who: Arc<Who>,
     pub exports: Arc<Exports>,
     /// Requests of one open file keep their order.
     pub lanes: Lanes<u64>,
     files: Mutex<Files>,
+    /// Open files of all sessions.
+    all_files: Gauge,
     replies: Mutex<Replies>,
 }
 
 #[derive(Default)]
 struct Files {
-    open: HashMap<u64, Open>,
+    open: HashMap<u64, (Open, Counted)>,
     last: u64,
     cursors: Cursors,
     ended: bool,
@@ -75,6 +88,7 @@ impl Held {
             exports: entry.exports.clone(),
             lanes: Lanes::new(server.pool.clone()),
             files: Mutex::default(),
+            all_files: server.open_files.clone(),
             replies: Mutex::default(),
         })
     }
@@ -87,29 +101,35 @@ impl Held {
         self.replies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives an open file its number. Errors: ENFILE.
+    /// Gives an open file its number. A session may have as many files open as are left for others, so
+    /// that none can take them all. Errors: ENFILE.
     pub fn keep(&self, open: Open) -> Result<u64> {
         let mut f = self.files();
         if f.ended {
             return Err(Error::new(Code::Cancelled, "the session has ended"));
         }
-        if f.open.len() >= HANDLES_MAX {
-            let message = format!("this session has {HANDLES_MAX} files open");
-            return Err(Error::from_errno(libc::ENFILE, message));
+        let (have, room) = (f.open.len(), HANDLES_MAX.min(self.all_files.free()));
+        let full = || {
+            let message = format!("this session has {have} files open; close some first");
+            Error::from_errno(libc::ENFILE, message)
+        };
+        if have >= room {
+            return Err(full());
         }
+        let counted = self.all_files.enter().map_err(|_| full())?;
         f.last += 1;
         let h = f.last;
-        f.open.insert(h, open);
+        f.open.insert(h, (open, counted));
         Ok(h)
     }
 
     pub fn opened(&self, h: u64) -> Result<Open> {
-        let found = self.files().open.get(&h).cloned();
+        let found = self.files().open.get(&h).map(|(open, _)| open.clone());
         found.ok_or_else(|| Error::new(Code::Ebadf, "unknown handle"))
     }
 
     pub fn forget(&self, h: u64) -> Result<Open> {
-        let found = self.files().open.remove(&h);
+        let found = self.files().open.remove(&h).map(|(open, _)| open);
         found.ok_or_else(|| Error::new(Code::Ebadf, "unknown handle"))
     }
 
@@ -174,7 +194,7 @@ impl Held {
             std::mem::take(&mut f.open)
         };
         let cx = Cx::new(self.who.clone(), Deadline::after_ms(RELEASE_MS));
-        for open in open.into_values() {
+        for (open, _counted) in open.into_values() {
             let Ok(export) = self.exports.get(open.export) else { continue };
             if let Err(e) = export.tree.release(&cx, open.handle) {
                 log::debug!("closing a file of a lost session: {e}");
@@ -310,5 +330,35 @@ fn end(server: &Server, held: Arc<Held>) {
         // The pool is full or has stopped. Leaving files open and locked is worse than a short wait
         // on this thread.
         held.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Pool, Timer};
+    use crate::vfs::{FileKind, Handle, OpenFlags};
+
+    #[test]
+    fn no_session_can_take_all_open_files() {
+        let timer = Timer::start().unwrap();
+        let pool = Pool::start("files", 1, 8).unwrap();
+        let server =
+            Server { open_files: Gauge::new(8, "open files"), ..Server::new(pool, timer.clone()) };
+        let entry = Entry { exports: Arc::default(), who: Who::default(), name: "n".into() };
+        let session = || Held::new(&server, &entry);
+        let open =
+            || Open { export: 0, handle: Handle(1), kind: FileKind::Plain, flags: OpenFlags::READ };
+        let fill = |held: &Held| (0..).take_while(|_| held.keep(open()).is_ok()).count();
+        let (a, b, c) = (session(), session(), session());
+        assert_eq!([fill(&a), fill(&b), fill(&c)], [4, 2, 1]);
+        let e = a.keep(open()).unwrap_err();
+        assert!(e.errno() == libc::ENFILE && e.message.contains("has 4 files open"), "{e}");
+        // What is closed, or was held by one that is gone, is there again.
+        b.forget(1).unwrap();
+        assert_eq!(fill(&b), 1);
+        a.release();
+        assert_eq!(server.open_files.free(), 5);
+        timer.stop();
     }
 }

@@ -4,7 +4,7 @@
 
 use super::exports::Exports;
 use super::files;
-use super::held::{Held, Sessions, Turn};
+use super::held::{self, Held, Sessions, Turn};
 use super::job::{Asked, Job};
 use crate::base::{Cancel, Code, Error, Gauge, Lanes, Pool, Requests, Result, Timer};
 use crate::net::{Conn, InFlight, Limits, Message};
@@ -16,7 +16,7 @@ use crate::wire::fs::{
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Reads that wait for something to read, of one session. They hold no thread and no place among the
+/// Reads that wait for something to read, and locks that others hold, of one session. They hold no thread and no place among the
 /// requests in flight, or the request that gives them up could not be read.
 const PARKED_MAX: usize = 256;
 
@@ -61,11 +61,14 @@ pub struct Server {
     pub requests: Arc<Requests>,
     pub(super) timer: Timer,
     pub(super) sessions: Sessions,
+    pub(super) open_files: Gauge,
 }
 
 impl Server {
+    /// Comes after the process has raised its limit of open files.
     pub fn new(pool: Arc<Pool>, timer: Timer) -> Server {
-        Server { pool, requests: Arc::default(), timer, sessions: Sessions::default() }
+        let (requests, sessions) = (Arc::default(), Sessions::default());
+        Server { pool, requests, timer, sessions, open_files: held::open_files() }
     }
 }
 
@@ -154,7 +157,7 @@ impl Session {
     ) -> Arc<Session> {
         let lanes = Lanes::new(server.pool.clone());
         let (state, events) = (Mutex::default(), Mutex::default());
-        let parked = Gauge::new(PARKED_MAX, "reads waiting in this session");
+        let parked = Gauge::new(PARKED_MAX, "requests waiting in this session");
         let caller = Caller::unique();
         Arc::new(Session { server, door, conn, limits, lanes, state, events, parked, caller })
     }

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 
 /// Most that one read returns.
@@ -29,11 +30,14 @@ pub(super) struct OpenFile {
     flags: OpenFlags,
     /// Who holds the lock of this open file; the host knows it as one holder.
     locks: Mutex<BTreeMap<u64, LockKind>>,
+    /// Ranges of the file were locked through it.
+    pub ranges_locked: AtomicBool,
 }
 
 impl OpenFile {
     fn new(file: File, flags: OpenFlags) -> OpenFile {
-        OpenFile { file, flags, locks: Mutex::default() }
+        let (locks, ranges_locked) = Default::default();
+        OpenFile { file, flags, locks, ranges_locked }
     }
 
     pub fn read(&self, offset: u64, len: u32) -> Result<Read> {

@@ -188,6 +188,7 @@ impl Core {
         match request.range {
             None => file.lock(request)?,
             Some(range) => {
+                file.ranges_locked.store(true, Ordering::SeqCst);
                 self.locks.set(cx, (node, handle), &file, &request, range)?;
                 // Closed in the meantime: nobody would give it back.
                 if let Err(e) = self.handles.get(handle) {
@@ -215,9 +216,12 @@ impl Core {
     }
 
     pub(super) fn close(&self, handle: Handle) -> Result<()> {
-        let (node, _) = self.handles.get(handle)?;
+        let (node, file) = self.handles.get(handle)?;
         self.handles.remove(handle)?;
-        self.locks.release(node, handle);
+        // The table of a file may be long, and its handles many.
+        if file.ranges_locked.load(Ordering::SeqCst) {
+            self.locks.release(node, handle);
+        }
         Ok(())
     }
 }

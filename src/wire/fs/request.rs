@@ -258,7 +258,7 @@ impl Request {
         let payload = Fields::parse(envelope.payload())
             .map_err(|_| bad(Error::invalid("InvalidPayload: payload must be an object")))?;
         let args = Args { op, top: &envelope.fields, payload };
-        let slot = Slot::read(&envelope.fields);
+        let slot = Slot::read(&envelope.fields).map_err(bad)?;
         Ok(Request { tag, call: args.call(None).map_err(bad)?, slot })
     }
 
@@ -270,10 +270,11 @@ impl Request {
             return Err(fault("only WRITE requests travel as binary frames"));
         }
         let top = Fields::parse(meta).map_err(|_| fault("binary frame without JSON meta"))?;
-        let payload = top.object("payload").ok().flatten().unwrap_or_default();
+        let bad = |e: Error| fault(&e.message);
+        let payload = top.object("payload").map_err(bad)?.unwrap_or_default();
         let args = Args { op: head.op, top: &top, payload };
-        let call = args.call(Some(data)).map_err(|e| fault(&e.message))?;
-        Ok(Request { tag, call, slot: Slot::read(&top) })
+        let call = args.call(Some(data)).map_err(bad)?;
+        Ok(Request { tag, call, slot: Slot::read(&top).map_err(bad)? })
     }
 
     /// A request that is sent once.
@@ -315,8 +316,8 @@ impl Slot {
         }
     }
 
-    fn read(f: &Fields<'_>) -> Option<Slot> {
-        let rid = f.u64("rid").ok()??;
-        Some(Slot { rid, ack: f.u64("ack").ok()?.unwrap_or(0) })
+    fn read(f: &Fields<'_>) -> Result<Option<Slot>> {
+        let Some(rid) = f.u64("rid")? else { return Ok(None) };
+        Ok(Some(Slot { rid, ack: f.u64("ack")?.unwrap_or(0) }))
     }
 }

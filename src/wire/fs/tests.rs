@@ -142,6 +142,24 @@ fn binary_frames_that_lie_about_their_lengths_are_refused() {
 }
 
 #[test]
+fn a_write_is_not_guessed_from_fields_of_another_type() {
+    let head = Head { kind: BinKind::Request, op: Op::Write, tag: 9 };
+    for (meta, says) in [
+        (r#"{"h":1,"payload":5}"#, "payload"),
+        (r#"{"h":1,"payload":{"off":-1}}"#, "off must be u64"),
+        (r#"{"h":1,"rid":"x","payload":{"off":0}}"#, "rid must be u64"),
+        (r#"{"h":1,"rid":1,"ack":-1,"payload":{"off":0}}"#, "ack must be u64"),
+        (r#"{"payload":{"off":0}}"#, "WRITE requires h"),
+    ] {
+        let fault = Request::decode_bin(&head, meta, Bytes::from_static(b"x")).unwrap_err();
+        assert!(fault.tag == Some(9) && !fault.close, "{meta}");
+        assert!(fault.message.contains(says), "{meta}: {}", fault.message);
+    }
+    let text = r#"{"channel":"acheron","type":"acheron.t_fs_close","tag":1,"h":1,"rid":"x"}"#;
+    assert_eq!(Request::decode_text(text).unwrap_err().message, "rid must be u64");
+}
+
+#[test]
 fn tags_are_found_without_parsing_everything() {
     for reply in [Reply::Done, Reply::Data { bytes: Bytes::from_static(b"\"tag\":3"), eof: true }] {
         let Frame::Text(text) = reply.encode(Op::Read, Some(42), false) else { panic!() };
