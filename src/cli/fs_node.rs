@@ -114,6 +114,9 @@ pub fn run(args: Args) -> Result<()> {
     args.at_most(0)?;
     crate::base::log::set(log::LevelFilter::Info);
     let options = options(&args, &Env::process())?;
+    if !options.manifests.is_empty() || !options.terminals.is_empty() {
+        node::start_keeper()?;
+    }
     let signals = Signals::install()?;
     let running = node::start(options)?;
     while signals.wait() == Signal::Reload {

@@ -17,6 +17,6 @@ mod start;
 pub use daemon::{Backoff, Membership, Pairing, Way};
 pub use exports::{Export, ExportSpec, Exports};
 pub use listen::{FsHandler, FsService, TokenDoor};
-pub use services::Sources;
+pub use services::{Sources, start_keeper};
 pub use session::{Door, Entry, Server, Session, limits_before_hello};
 pub use start::{Mode, Options, Running, start};

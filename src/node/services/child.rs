@@ -2,6 +2,7 @@
 //! that they have started. Nothing here knows what a service is.
 
 use super::family::{adopt_orphans, end, end_orphans, leaders};
+use super::keeper;
 use crate::base::{Cancel, Code, Deadline, Error, OnCancel, Result, ResultExt};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -220,6 +221,7 @@ pub fn command(program: &Program) -> Result<Command> {
     command.args(args).env_clear().env("PATH", PATH_DEFAULT);
     command.envs(INHERITED.iter().filter_map(|n| Some((n, std::env::var_os(n)?))));
     command.envs(&program.env);
+    command.envs(keeper::mark().map(|mark| (keeper::VARIABLE, mark)));
     if let Some(cwd) = &program.cwd {
         command.current_dir(cwd);
     }

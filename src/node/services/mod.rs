@@ -6,6 +6,7 @@ mod catalogue;
 mod child;
 mod family;
 mod files;
+mod keeper;
 mod kept;
 mod manifest;
 mod policy;
@@ -18,5 +19,6 @@ mod state;
 mod terminal;
 
 pub use catalogue::Files;
+pub use keeper::start as start_keeper;
 pub use manifest::Sources;
 pub use set::{Options, Services, WAITERS_MAX};

@@ -373,7 +373,8 @@ fn drivers_and_terminals_see_nothing_of_the_environment_of_the_node() {
         env.contains("GIVEN=yes") && env.contains("HOME=/tmp") && !env.contains("s3cret"),
         "{env}"
     );
-    let names = ["PATH=", "HOME=", "LANG=", "GIVEN=", "PWD=", "SHLVL=", "_="];
+    let names =
+        ["PATH=", "HOME=", "LANG=", "GIVEN=", "SPIDERWEB_NODE_RUN=", "PWD=", "SHLVL=", "_="];
     assert!(env.lines().all(|l| names.iter().any(|n| l.starts_with(n))), "{env}");
     let mut c = open("terminal-1");
     c.write("control/invoke.json", r#"{"argv":["env"]}"#);
@@ -458,7 +459,10 @@ fn the_state_of_services_survives_a_kill() {
 #[test]
 fn a_driver_ends_with_a_node_that_is_killed() {
     let dir = Scratch::new();
-    manifest(dir.path(), "long", "echo $$ > pid.new; mv pid.new pid; exec sleep 600", json!({}));
+    // With a child, and with one that made itself a daemon.
+    let script = "sleep 602 & echo $! > pid.new; (setsid sh -c 'echo $$ >> pid.new; mv pid.new pid; \
+        exec sleep 603' &); exec sleep 600";
+    manifest(dir.path(), "long", &format!("echo $$ > leader; {script}"), json!({}));
     let (node, addr) = serve(dir.path(), &["--services-dir", "services", "--terminal-id", "1"]);
     let mut c = Client::open(addr, "svc-long");
     let h = c.open_file("control/invoke.json", 1);
@@ -469,7 +473,8 @@ fn a_driver_ends_with_a_node_that_is_killed() {
         r#"{"argv":["/bin/sh","-c","echo $$ > pty.new; mv pty.new pty; exec sleep 601"]}"#,
     );
     let pid = |name: &str| eventually(name, || std::fs::read_to_string(dir.path().join(name)).ok());
-    let pids = pid("pid") + &pid("pty");
+    let pids = pid("pid") + &pid("leader") + &pid("pty");
+    assert_eq!(pids.lines().count(), 4);
     node.signal(libc::SIGKILL);
     end_of(&pids);
 }
