@@ -16,8 +16,8 @@ use crate::wire::fs::{
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Reads that wait for something to read, and locks that others hold, of one session. They hold no thread and no place among the
-/// requests in flight, or the request that gives them up could not be read.
+/// Reads that wait for something to read, and locks that others hold, of one session. They hold no thread and
+/// no place among the requests in flight, or the request that gives them up could not be read.
 const PARKED_MAX: usize = 256;
 
 /// Requests taken before the hello is answered.
