@@ -116,6 +116,9 @@ pub fn main() -> ExitCode {
 
 pub fn run(mut args: Args) -> Result<()> {
     options::apply(&mut args, false)?;
+    if args.has("-o workspace") {
+        return Err(usage("-o workspace is for mount.spiderweb(8); give --workspace-url"));
+    }
     start(&args, false)
 }
 

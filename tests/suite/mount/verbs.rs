@@ -53,6 +53,7 @@ fn commands_read_and_change_an_export() {
         (&["--agent-id", "p", "status"], 64, "--agent-id needs --workspace-url"),
         (&["--read-only", "write", "/a/a.txt", "y"], 64, "--read-only is for mount"),
         (&["-o", "ro", "write", "/a/a.txt", "y"], 64, "-o is for mount"),
+        (&["-o", "workspace", "mount", "/nowhere"], 64, "give --workspace-url"),
         (&["--no-probe", "cat", "/a/a.txt"], 64, "--no-probe is for status"),
         (&["write", "/a/d", "x"], 65, "mount: /a/d: is a directory"),
         (&["get", "/a/a.txt", ""], 64, "[local] is empty"),
