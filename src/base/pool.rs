@@ -1,15 +1,14 @@
-//! Fixed pools of named worker threads over bounded queues, and lanes that keep the requests of one
-//! fid, handle or session in order while others overtake them. A worker that has nothing else to do may
-//! look for its next job itself, so that no other thread need hand it over.
+//! Fixed pools of named worker threads over bounded queues. A worker that has nothing else to do may look
+//! for its next job itself, so that no other thread need hand it over.
 
 use super::{Code, Error, Result, ResultExt};
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
-use std::hash::Hash;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{JoinHandle, Thread};
 
-type Job = Box<dyn FnOnce() + Send>;
+pub(super) type Job = Box<dyn FnOnce() + Send>;
 /// Looks for a job until there is one, for a moment.
 type Look = Box<dyn FnOnce(&dyn Fn() -> bool) + Send>;
 
@@ -39,41 +38,63 @@ struct Found {
 /// Worker threads that take jobs from one bounded queue. A job that panics is logged and ends
 /// nothing else; whoever must answer for it does so in the `Drop` of what the job holds.
 pub struct Pool {
-    name: &'static str,
+    pub(super) name: &'static str,
     queue: Arc<Queue>,
     workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// A lock and a condition: a worker that waits sleeps at once, where a channel would first try its luck for
-/// a while, on a core that others need.
+/// A worker that waits sleeps at once, where a channel would first try its luck for a while, on a core that
+/// others need.
 struct Queue {
     state: Mutex<State>,
-    news: Condvar,
     max: usize,
 }
 
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
-    /// Workers that wait for a job.
-    idle: usize,
+    /// Workers that wait for a job. Who came last is woken first: what he needs is still in the caches.
+    idle: Vec<Arc<Sleeper>>,
+    /// One has been woken and has not come yet. Whoever comes wakes the next if there is more to do: where
+    /// many jobs come at once, few workers often do them all, and a thread switch costs as much as a job.
+    waking: bool,
     /// A worker looks for a job elsewhere.
     looking: bool,
     stopped: bool,
+}
+
+/// A worker that waits, and whether it has been woken.
+struct Sleeper {
+    thread: Thread,
+    woken: AtomicBool,
+}
+
+impl Sleeper {
+    fn sleep(&self) {
+        while !self.woken.swap(false, Ordering::Acquire) {
+            std::thread::park();
+        }
+    }
+
+    fn wake(&self) {
+        self.woken.store(true, Ordering::Release);
+        self.thread.unpark();
+    }
 }
 
 impl Pool {
     /// `threads` of 0 counts as 1. `queue_max` jobs may wait; 0 means that a job is taken only when
     /// a worker is free at that moment. Errors: the host's, which has no thread left.
     pub fn start(name: &'static str, threads: usize, queue_max: usize) -> Result<Arc<Pool>> {
-        let queue =
-            Arc::new(Queue { state: Mutex::default(), news: Condvar::new(), max: queue_max });
+        let queue = Arc::new(Queue { state: Mutex::default(), max: queue_max });
         let work = |n: usize| {
             let jobs = queue.clone();
             std::thread::Builder::new()
                 .name(format!("{name}-{n}"))
                 .spawn(move || {
-                    while let Some(job) = jobs.next() {
+                    let thread = std::thread::current();
+                    let me = Arc::new(Sleeper { thread, woken: AtomicBool::new(false) });
+                    while let Some(job) = jobs.next(&me) {
                         jobs.work(name, job);
                     }
                 })
@@ -95,16 +116,22 @@ impl Pool {
             // A job for which a worker is waiting does not wait itself.
             if s.stopped {
                 "has stopped"
-            } else if s.jobs.len() >= self.queue.max + s.idle {
+            } else if s.jobs.len() >= self.queue.max + s.idle.len() + usize::from(s.waking) {
                 "is full"
             } else {
                 s.jobs.push_back(job);
-                drop(s);
-                self.queue.news.notify_one();
+                self.queue.wake_one(s);
                 return Ok(());
             }
         };
         Err(Error::new(Code::QueueSaturated, format!("the {} queue {what}; try again", self.name)))
+    }
+
+    /// Queues the rest of a job that was taken once, however many wait.
+    pub(super) fn resume(&self, job: Job) {
+        let mut s = self.queue.lock();
+        s.jobs.push_back(job);
+        self.queue.wake_one(s);
     }
 
     /// For a job that runs: when it is done and no other waits, its worker calls `look`, which may find
@@ -161,19 +188,33 @@ impl Queue {
     }
 
     /// The next job; `None` once stopped and empty.
-    fn next(&self) -> Option<Job> {
+    fn next(&self, me: &Arc<Sleeper>) -> Option<Job> {
         let mut s = self.lock();
         loop {
             if let Some(job) = s.jobs.pop_front() {
+                self.wake_one(s);
                 return Some(job);
             }
             if s.stopped {
                 return None;
             }
-            s.idle += 1;
-            s = self.news.wait(s).unwrap_or_else(PoisonError::into_inner);
-            s.idle -= 1;
+            s.idle.push(me.clone());
+            drop(s);
+            me.sleep();
+            s = self.lock();
+            s.waking = false;
         }
+    }
+
+    /// Has an idle worker come for what waits, unless one is on its way.
+    fn wake_one(&self, mut s: MutexGuard<'_, State>) {
+        if s.waking || s.jobs.is_empty() {
+            return;
+        }
+        let Some(sleeper) = s.idle.pop() else { return };
+        s.waking = true;
+        drop(s);
+        sleeper.wake();
     }
 
     /// Runs a job, and those that it leads to.
@@ -222,12 +263,16 @@ impl Queue {
     }
 
     fn stop(&self) {
-        self.lock().stopped = true;
-        self.news.notify_all();
+        let idle = {
+            let mut s = self.lock();
+            s.stopped = true;
+            std::mem::take(&mut s.idle)
+        };
+        idle.iter().for_each(|sleeper| sleeper.wake());
     }
 }
 
-fn run(pool: &str, job: impl FnOnce()) {
+pub(super) fn run(pool: &str, job: impl FnOnce()) {
     if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
         log::error!("a job of the {pool} pool panicked; its request was answered with an error");
     }
@@ -240,94 +285,6 @@ pub struct Aside(bool);
 impl Drop for Aside {
     fn drop(&mut self) {
         WORKER.with_borrow_mut(|w| w.aside = self.0);
-    }
-}
-
-/// Runs jobs on a pool so that those with the same key follow each other in the order given, and
-/// those with different keys, or none, run side by side.
-pub struct Lanes<K> {
-    pool: Arc<Pool>,
-    busy: Arc<Mutex<HashMap<K, VecDeque<Job>>>>,
-}
-
-impl<K: Eq + Hash + Clone + Send + 'static> Lanes<K> {
-    pub fn new(pool: Arc<Pool>) -> Lanes<K> {
-        Lanes { pool, busy: Arc::default() }
-    }
-
-    /// Whether nothing of this key is queued or runs.
-    pub fn is_free(&self, key: &K) -> bool {
-        !self.lock().contains_key(key)
-    }
-
-    /// Errors: `queue_saturated`. The caller bounds how many jobs of one key it has in flight.
-    pub fn submit(&self, key: Option<K>, job: impl FnOnce() + Send + 'static) -> Result<()> {
-        let Some(key) = key else { return self.pool.submit(job) };
-        let mut busy = self.lock();
-        if let Some(queue) = busy.get_mut(&key) {
-            queue.push_back(Box::new(job));
-            return Ok(());
-        }
-        // The lane is entered before the job can run, and left again if the pool refuses it.
-        busy.insert(key.clone(), VecDeque::new());
-        let runner = Runner { busy: self.busy.clone(), key: key.clone(), name: self.pool.name };
-        // A worker that starts at once would find it locked.
-        drop(busy);
-        let submitted = self.pool.submit(move || runner.run(Box::new(job)));
-        if submitted.is_err() {
-            // What came into the lane meanwhile goes with it.
-            let _refused = self.lock().remove(&key);
-        }
-        submitted
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<K, VecDeque<Job>>> {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<K: Eq + Hash + Clone + Send + 'static> Lanes<K> {
-    /// Hands `value` to `run` on the pool, or gives it back with the error when there is no room.
-    pub fn hand<T: Send + 'static>(
-        &self,
-        key: Option<K>,
-        value: T,
-        run: impl FnOnce(T) + Send + 'static,
-    ) -> Result<(), (Error, T)> {
-        // A refused job is dropped with all it holds; the slot keeps the value out of that.
-        let slot = Arc::new(Mutex::new(Some(value)));
-        let take =
-            |slot: &Mutex<Option<T>>| slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let taken = slot.clone();
-        let submitted = self.submit(key, move || {
-            if let Some(value) = take(&taken) {
-                run(value);
-            }
-        });
-        match submitted {
-            Ok(()) => Ok(()),
-            Err(e) => Err((e, take(&slot).expect("a job that was refused did not run"))),
-        }
-    }
-}
-
-struct Runner<K: Eq + Hash> {
-    busy: Arc<Mutex<HashMap<K, VecDeque<Job>>>>,
-    key: K,
-    name: &'static str,
-}
-
-impl<K: Eq + Hash> Runner<K> {
-    fn run(self, first: Job) {
-        let mut next = Some(first);
-        while let Some(job) = next {
-            run(self.name, job);
-            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-            next = busy.get_mut(&self.key).and_then(VecDeque::pop_front);
-            if next.is_none() {
-                busy.remove(&self.key);
-            }
-        }
     }
 }
 
@@ -411,28 +368,5 @@ mod tests {
         assert_eq!(rx.recv().unwrap(), 7);
         pool.stop();
         assert!(pool.submit(|| ()).is_err());
-    }
-
-    #[test]
-    fn one_key_stays_in_order_while_another_overtakes() {
-        let pool = Pool::start("test", 2, 64).unwrap();
-        let lanes = Lanes::new(pool.clone());
-        let (tx, rx) = mpsc::channel();
-        let (hold, held) = mpsc::channel::<()>();
-        lanes.submit(Some(1), move || held.recv().unwrap()).unwrap();
-        for n in 0..50 {
-            let tx = tx.clone();
-            lanes.submit(Some(1), move || tx.send((1, n)).unwrap()).unwrap();
-        }
-        let tx2 = tx.clone();
-        lanes.submit(Some(2), move || tx2.send((2, 0)).unwrap()).unwrap();
-        assert_eq!(rx.recv().unwrap(), (2, 0));
-        hold.send(()).unwrap();
-        let got: Vec<_> = rx.iter().take(50).collect();
-        assert_eq!(got, (0..50).map(|n| (1, n)).collect::<Vec<_>>());
-        pool.stop();
-        assert!(lanes.busy.lock().unwrap().is_empty());
-        let (e, back) = lanes.hand(Some(3), "mine", |_| ()).unwrap_err();
-        assert_eq!((e.code, back), (Code::QueueSaturated, "mine"));
     }
 }
