@@ -13,11 +13,13 @@ pub fn random<const N: usize>() -> [u8; N] {
 
 /// `prefix` and 128 random bits in lower-case hex, as in `inv-…`, `secret-…` (spec: control 7).
 pub fn hex_token(prefix: &str) -> String {
-    random::<16>().iter().fold(String::from(prefix), |mut s, b| {
-        use std::fmt::Write;
-        let _ = write!(s, "{b:02x}");
-        s
-    })
+    format!("{prefix}{}", hex(&random::<16>()))
+}
+
+/// Bytes in lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    let digit = |n: u8| char::from(b"0123456789abcdef"[usize::from(n)]);
+    bytes.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect()
 }
 
 /// `prefix` and 24 random bytes in unpadded base64url, as in `sw-admin_…` (spec: control 5.1).

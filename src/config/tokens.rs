@@ -344,11 +344,7 @@ fn is_zero(n: &u64) -> bool {
 /// nobody finds one by trying.
 pub fn fingerprint(token: &str) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, token.as_bytes());
-    digest.as_ref().iter().fold("sha256:".to_owned(), |mut hex, byte| {
-        use std::fmt::Write;
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    format!("sha256:{}", id::hex(digest.as_ref()))
 }
 
 /// A token as it may be shown: enough to tell it from others.

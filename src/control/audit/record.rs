@@ -182,7 +182,7 @@ pub fn parse(text: &[u8]) -> Result<Record> {
 /// SHA-256, in hex.
 pub fn hash(text: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, text);
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    id::hex(digest.as_ref())
 }
 
 /// Text of a client's, as it may be kept: short, one line, without secrets.
