@@ -3,9 +3,12 @@
 //! in `ops`.
 
 use rpds::RedBlackTreeMapSync as Map;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+/// Bytes that one of them takes in JSON, with the comma; more costs a copy.
+const JSON_LIKELY: usize = 96;
 
 pub trait Placed {
     /// In normal form.
@@ -15,10 +18,25 @@ pub trait Placed {
 /// Each thing has a number, by which they are in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Places<T> {
-    all: Map<u64, Arc<T>>,
+    all: Map<u64, Arc<Standing<T>>>,
     /// The paths as in [`key`].
     by_path: Map<(String, u64), ()>,
 }
+
+#[derive(Debug)]
+struct Standing<T> {
+    thing: Arc<T>,
+    /// Made when it is first shown: a thing does not change, and every answer about a project shows all.
+    json: OnceLock<Box<str>>,
+}
+
+impl<T: PartialEq> PartialEq for Standing<T> {
+    fn eq(&self, other: &Standing<T>) -> bool {
+        self.thing == other.thing
+    }
+}
+
+impl<T: Eq> Eq for Standing<T> {}
 
 impl<T> Default for Places<T> {
     fn default() -> Places<T> {
@@ -36,15 +54,15 @@ impl<T: Placed> Places<T> {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.all.values().map(|thing| &**thing)
+        self.all.values().map(|at| &*at.thing)
     }
 
     pub fn numbered(&self) -> impl Iterator<Item = (u64, &Arc<T>)> {
-        self.all.iter().map(|(number, thing)| (*number, thing))
+        self.all.iter().map(|(number, at)| (*number, &at.thing))
     }
 
     pub fn get(&self, number: u64) -> Option<&Arc<T>> {
-        self.all.get(&number)
+        self.all.get(&number).map(|at| &at.thing)
     }
 
     /// The number of what is put behind all others.
@@ -55,12 +73,13 @@ impl<T: Placed> Places<T> {
     /// Puts something in the place of a number, or takes away what stands there.
     pub fn set(&mut self, number: u64, thing: Option<Arc<T>>) {
         if let Some(old) = self.all.get(&number) {
-            self.by_path.remove_mut(&(key(old.path()), number));
+            self.by_path.remove_mut(&(key(old.thing.path()), number));
         }
         match thing {
             Some(new) => {
                 self.by_path.insert_mut((key(new.path()), number), ());
-                self.all.insert_mut(number, new);
+                let at = Standing { thing: new, json: OnceLock::new() };
+                self.all.insert_mut(number, Arc::new(at));
             }
             None => drop(self.all.remove_mut(&number)),
         }
@@ -70,7 +89,7 @@ impl<T: Placed> Places<T> {
     pub fn at(&self, path: &str) -> impl Iterator<Item = (u64, &T)> {
         let key = key(path);
         let found = self.by_path.range((key.clone(), 0)..=(key, u64::MAX));
-        found.filter_map(|((_, number), ())| Some((*number, &**self.all.get(number)?)))
+        found.filter_map(|((_, number), ())| Some((*number, &**self.get(*number)?)))
     }
 
     /// Something that stands at a directory on the way to this path.
@@ -86,7 +105,7 @@ impl<T: Placed> Places<T> {
         // In this order what lies below a path follows it at once.
         let behind = (Bound::Excluded((key.clone(), u64::MAX)), Bound::Unbounded);
         let ((path, number), ()) = self.by_path.range(behind).next()?;
-        path.starts_with(&key).then(|| self.all.get(number).map(|thing| &**thing))?
+        path.starts_with(&key).then(|| self.get(*number).map(|thing| &**thing))?
     }
 }
 
@@ -106,9 +125,21 @@ impl<T: Placed> FromIterator<T> for Places<T> {
     }
 }
 
-impl<T: Placed + Serialize> Serialize for Places<T> {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(self.iter())
+impl<T: Serialize> Places<T> {
+    /// Writes all of them as a JSON array.
+    pub fn write_json(&self, to: &mut String) {
+        let one = |at: &Standing<T>| {
+            serde_json::to_string(&*at.thing).expect("strings serialise").into_boxed_str()
+        };
+        to.reserve(self.all.size() * JSON_LIKELY);
+        to.push('[');
+        for (n, at) in self.all.values().enumerate() {
+            if n > 0 {
+                to.push(',');
+            }
+            to.push_str(at.json.get_or_init(|| one(at)));
+        }
+        to.push(']');
     }
 }
 
@@ -129,7 +160,11 @@ mod tests {
     fn things_are_found_by_path_and_keep_their_order() {
         let mut places: Places<At> =
             ["/b", "/a/x", "/b", "/a-b", "/a.b/c"].map(At).into_iter().collect();
-        let shown = |places: &Places<At>| serde_json::to_string(places).unwrap();
+        let shown = |places: &Places<At>| {
+            let mut json = String::new();
+            places.write_json(&mut json);
+            json
+        };
         assert_eq!(shown(&places), r#"["/b","/a/x","/b","/a-b","/a.b/c"]"#);
         assert_eq!(places.at("/b").map(|(n, _)| n).collect::<Vec<_>>(), [0, 2]);
         assert_eq!(places.at("/a").count(), 0);
@@ -153,7 +188,7 @@ mod tests {
         let before = places.clone();
         places.set(0, None);
         places.set(1, Some(Arc::new(At("/"))));
-        assert_eq!((shown(&places).as_str(), places.next()), (r#"["/","/b","/a-b","/a.b/c"]"#, 5));
+        assert_eq!((&*shown(&places), places.next()), (r#"["/","/b","/a-b","/a.b/c"]"#, 5));
         assert_eq!(places.above("/b"), Some(&At("/")));
         assert_eq!(places.above("/"), None);
         assert_eq!((before.len(), before.above("/b")), (5, None));

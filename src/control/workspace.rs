@@ -4,7 +4,6 @@ mod resolve;
 
 pub use resolve::{Drift, Workspace};
 
-use super::places::Places;
 use super::policy::{Action, Asker, check};
 use super::state::{MOTHER, Project, State};
 use crate::base::{Code, Error, Result};
@@ -105,7 +104,10 @@ fn shown(
         .put("mounts", &workspace.selected)
         .put("desired_mounts", &workspace.desired)
         .put("actual_mounts", &workspace.selected)
-        .put("binds", project.map(|p| &p.binds).unwrap_or(&Places::default()))
+        .with("binds", |to| match project {
+            Some(project) => project.binds.write_json(to),
+            None => to.push_str("[]"),
+        })
         .object("drift", drift)
         .put("availability", workspace.availability())
         .put("reconcile_state", if depth == 0 { "idle" } else { "degraded" })

@@ -38,9 +38,12 @@ pub fn request(name: &str, id: &str, payload: &str) -> String {
     o.put("id", id).raw("payload", payload).finish()
 }
 
+/// Bytes around the payload of a reply; more costs a copy.
+const HEAD_LIKELY: usize = 160;
+
 /// The reply to request `name`. `payload` is a JSON object.
 pub fn reply(name: &str, id: Option<&str>, payload: &str) -> Frame {
-    let o = Object::new()
+    let o = Object::with_capacity(payload.len() + HEAD_LIKELY)
         .put("channel", "control")
         .put("type", reply_type(name))
         .put_some("id", id)

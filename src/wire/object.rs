@@ -52,6 +52,13 @@ impl Object {
         self
     }
 
+    /// A value that `write` writes as JSON.
+    #[must_use]
+    pub fn with(mut self, key: &str, write: impl FnOnce(&mut String)) -> Object {
+        write(self.key(key));
+        self
+    }
+
     #[must_use]
     pub fn object(self, key: &str, inner: Object) -> Object {
         self.raw(key, &inner.finish())

@@ -53,7 +53,9 @@ pub(super) fn list(call: &mut Call<'_>) -> Result<Object> {
     let state = call.cx.plane.state();
     let target = Target::read(call)?;
     let project = target.find(call, &state, Action::Read)?;
-    Ok(Object::new().put("project_id", project.id()).put("mounts", &project.mounts))
+    Ok(Object::new()
+        .put("project_id", project.id())
+        .with("mounts", |to| project.mounts.write_json(to)))
 }
 
 pub(super) fn bind_set(call: &mut Call<'_>) -> Result<Object> {
@@ -81,7 +83,9 @@ pub(super) fn bind_list(call: &mut Call<'_>) -> Result<Object> {
     let state = call.cx.plane.state();
     let target = Target::read(call)?;
     let project = target.find(call, &state, Action::Read)?;
-    Ok(Object::new().put("project_id", project.id()).put("binds", &project.binds))
+    Ok(Object::new()
+        .put("project_id", project.id())
+        .with("binds", |to| project.binds.write_json(to)))
 }
 
 /// Reads `desired_mounts`, without what stands there twice.

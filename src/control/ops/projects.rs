@@ -274,6 +274,6 @@ pub(super) fn shown(p: &Project) -> Object {
         .put("created_at_ms", p.created_at_ms)
         .put("updated_at_ms", p.updated_at_ms)
         .put("access_policy", &p.policy)
-        .put("mounts", &p.mounts)
-        .put("binds", &p.binds)
+        .with("mounts", |to| p.mounts.write_json(to))
+        .with("binds", |to| p.binds.write_json(to))
 }
