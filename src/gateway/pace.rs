@@ -4,8 +4,8 @@
 use crate::base::{Cancel, Deadline, Notify, Result};
 use std::time::Duration;
 
-/// Rest for each unit of work: following takes no more than a fifth of a processor for long.
-const REST_FACTOR: u32 = 4;
+/// Rest for each unit of work: following takes no more than a twentieth of a processor for long.
+const REST_FACTOR: u32 = 19;
 /// Rest that may be owed before it is taken.
 const OWED_MAX: Duration = Duration::from_millis(100);
 
