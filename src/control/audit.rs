@@ -11,7 +11,7 @@ pub use query::{Broken, Filter, Verified};
 pub use record::{Entry, Outcome, Record, bounded};
 
 use crate::base::{Code, Error, Pool, Result, Timer};
-use crate::store::{Kv, Txn};
+use crate::store::{self, Kv, Txn};
 pub(in crate::control) use record::is_routine;
 use record::{Link, hash};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -59,8 +59,8 @@ pub struct Audit {
 
 struct Chain {
     end: Link,
-    /// The record that has to be in the store for the next to follow it.
-    after: Option<u64>,
+    /// What follows a record that did not reach the disk does not reach it either.
+    stored: store::Chain,
 }
 
 /// Commits that are not answered yet.
@@ -240,7 +240,7 @@ pub struct Writing<'a> {
 impl Writing<'_> {
     /// Commits `txn` with what was noted and the record of `entry`, all or nothing, and calls `done` as
     /// [`Kv::commit_then`] does.
-    pub fn commit(mut self, mut txn: Txn, entry: Option<Entry>, done: crate::store::KvDone) {
+    pub fn commit(mut self, mut txn: Txn, entry: Option<Entry>, done: store::KvDone) {
         let noted = locked(&self.audit.window).take();
         let behind = noted.len() as u64;
         let before = self.chain.end.id;
@@ -254,10 +254,8 @@ impl Writing<'_> {
             return done(Ok(0));
         }
         if self.chain.end.id > before {
-            // What follows a record that did not reach the disk does not reach it either.
-            txn.present.extend(self.chain.after.map(key));
+            txn.chains.push(self.chain.stored.clone());
             txn.puts.push((HEAD.into(), json(&self.chain.end)));
-            self.chain.after = Some(self.chain.end.id);
         }
         let (flight, window) = (self.audit.flight.clone(), self.audit.window.clone());
         flight.commits.fetch_add(1, Ordering::AcqRel);

@@ -24,8 +24,10 @@ pub mod workspace;
 pub use authenticator::{Authenticator, TokensListener};
 pub use counts::Counts;
 pub use history::{Entry, History, Target};
-pub use ops::{ALIASES, Access, Answer, Context, Figures, Op, Scope, Scopes, TABLE, find, handle};
-pub use plane::{Listener, Plane};
+pub use ops::{
+    ALIASES, Access, Answer, Context, Figures, Op, Scope, Scopes, TABLE, failed, find, handle,
+};
+pub use plane::{Commit, Decided, Listener, Plane};
 pub use session::{Actor, Attached, Binding, Door, Gate, Principal, Role, Session};
 
 use crate::base::{Error, Result, now_ms};

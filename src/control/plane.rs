@@ -9,7 +9,7 @@ use super::state::{Change, PREFIX, State};
 use crate::base::{Code, Error, Notify, Result, now_ms};
 use crate::store::{Chain, Kv, Txn};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Called after changes became durable, in their order, on the thread that wrote them: must be short
 /// and must not wait.
@@ -88,43 +88,41 @@ impl Plane {
         self: &Arc<Plane>,
         decide: impl FnOnce(&State, i64) -> Result<(T, Vec<Change>)>,
     ) -> Result<T> {
-        self.mutate_for(None, decide).map(|(answer, _)| answer)
+        let Decided { answer, commit, .. } = self.decide(None, decide)?;
+        commit.map_or(Ok(()), Commit::wait)?;
+        Ok(answer)
     }
 
-    /// As [`Plane::mutate`], and records in the same transaction what `entry` says of it, with what was
-    /// changed; also says whether it did: what changes nothing, or happens every minute, leaves no record.
-    pub fn mutate_for<T>(
+    /// As [`Plane::mutate`], but returns at once, with the commit that is on its way; and records in the
+    /// same transaction what `entry` says, with what was changed.
+    pub fn decide<T>(
         self: &Arc<Plane>,
         entry: Option<Entry>,
         decide: impl FnOnce(&State, i64) -> Result<(T, Vec<Change>)>,
-    ) -> Result<(T, bool)> {
-        let done = Arc::new(Outcome::default());
-        let answer = {
-            let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
-            self.refresh(&mut head)?;
-            let (answer, changes) = decide(&head.state, now_ms())?;
-            if changes.is_empty() {
-                return Ok((answer, false));
-            }
-            let entry = entry.filter(|_| !audit::is_routine(&head.state, &changes));
-            let entry = entry.map(|e| e.changing(&changes));
-            let writing = entry.is_some().then(|| self.audit.begin()).transpose()?;
-            for change in &changes {
-                head.state.apply(change);
-            }
-            self.in_flight.fetch_add(1, Ordering::AcqRel);
-            let (txn, is_recorded) = (txn(&changes, head.chain.clone()), entry.is_some());
-            let (plane, after, done) = (self.clone(), head.state.clone(), done.clone());
-            let durable = Box::new(move |outcome| done.set(plane.finish(after, &changes, outcome)));
-            // Handed over under the lock, so that commits reach the disk in the order decided.
-            match writing {
-                Some(writing) => writing.commit(txn, entry, durable),
-                None => self.kv.commit_then(txn, durable),
-            }
-            (answer, is_recorded)
-        };
-        done.wait()?;
-        Ok(answer)
+    ) -> Result<Decided<T>> {
+        let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        self.refresh(&mut head)?;
+        let (answer, changes) = decide(&head.state, now_ms())?;
+        if changes.is_empty() {
+            return Ok(Decided { answer, commit: None, recorded: false });
+        }
+        let entry = entry.filter(|_| !audit::is_routine(&head.state, &changes));
+        let entry = entry.map(|e| e.changing(&changes));
+        let writing = entry.is_some().then(|| self.audit.begin()).transpose()?;
+        for change in &changes {
+            head.state.apply(change);
+        }
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        let (txn, recorded) = (txn(&changes, head.chain.clone()), entry.is_some());
+        let outcome = Arc::new(Outcome::default());
+        let (plane, after, told) = (self.clone(), head.state.clone(), outcome.clone());
+        let durable = Box::new(move |result| told.set(plane.finish(after, &changes, result)));
+        // Handed over under the lock, so that commits reach the disk in the order decided.
+        match writing {
+            Some(writing) => writing.commit(txn, entry, durable),
+            None => self.kv.commit_then(txn, durable),
+        }
+        Ok(Decided { answer, commit: Some(Commit(outcome)), recorded })
     }
 
     /// After a failed commit: takes the state from the disk again, once nothing is on its way.
@@ -169,7 +167,7 @@ fn load(kv: &dyn Kv) -> Result<State> {
 }
 
 fn txn(changes: &[Change], chain: Chain) -> Txn {
-    let mut txn = Txn { chain: Some(chain), ..Txn::default() };
+    let mut txn = Txn { chains: vec![chain], ..Txn::default() };
     for (key, value) in changes.iter().flat_map(Change::rows) {
         match value {
             Some(value) => txn.puts.push((key, value)),
@@ -179,26 +177,84 @@ fn txn(changes: &[Change], chain: Chain) -> Txn {
     txn
 }
 
-/// Where the caller of a mutation waits for the writing thread.
+/// What came of a mutation, before it is durable.
+pub struct Decided<T> {
+    pub answer: T,
+    /// `None` where nothing was to be changed.
+    pub commit: Option<Commit>,
+    /// The audit log has it. What changes nothing, or happens every minute, leaves no record.
+    pub recorded: bool,
+}
+
+/// Changes on their way to the disk. Errors of either method: `storage_error`; nothing was changed.
+#[must_use = "an answer waits for it"]
+pub struct Commit(Arc<Outcome>);
+
+impl Commit {
+    pub fn wait(self) -> Result<()> {
+        self.0.wait()
+    }
+
+    /// Calls `told` with the outcome on the thread that writes, or on this one where it is known
+    /// already: it must be short and must not wait.
+    pub fn then(self, told: impl FnOnce(Result<()>) + Send + 'static) {
+        self.0.then(Box::new(told));
+    }
+}
+
+/// Where the caller of a mutation meets the writing thread.
 #[derive(Default)]
 struct Outcome {
-    result: Mutex<Option<Result<()>>>,
+    step: Mutex<Step>,
     ready: Condvar,
 }
 
+#[derive(Default)]
+enum Step {
+    #[default]
+    Running,
+    /// Somebody is to be told.
+    Followed(Box<dyn FnOnce(Result<()>) + Send>),
+    Known(Result<()>),
+}
+
 impl Outcome {
+    fn lock(&self) -> MutexGuard<'_, Step> {
+        self.step.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn set(&self, result: Result<()>) {
-        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-        self.ready.notify_one();
+        let mut step = self.lock();
+        match std::mem::take(&mut *step) {
+            Step::Followed(told) => {
+                drop(step);
+                told(result);
+            }
+            _ => {
+                *step = Step::Known(result);
+                self.ready.notify_one();
+            }
+        }
+    }
+
+    fn then(&self, told: Box<dyn FnOnce(Result<()>) + Send>) {
+        let mut step = self.lock();
+        match std::mem::take(&mut *step) {
+            Step::Known(result) => {
+                drop(step);
+                told(result);
+            }
+            _ => *step = Step::Followed(told),
+        }
     }
 
     fn wait(&self) -> Result<()> {
-        let mut result = self.result.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut step = self.lock();
         loop {
-            if let Some(result) = result.take() {
+            if let Step::Known(result) = std::mem::take(&mut *step) {
                 return result;
             }
-            result = self.ready.wait(result).unwrap_or_else(PoisonError::into_inner);
+            step = self.ready.wait(step).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

@@ -182,7 +182,10 @@ struct Client<'g> {
 impl Client<'_> {
     fn raw(&mut self, text: &str) -> (Value, bool) {
         let envelope = Envelope::parse(text).unwrap();
-        let answer = handle(&self.gateway.cx, &mut self.session, &envelope);
+        let mut answer = handle(&self.gateway.cx, &mut self.session, &envelope);
+        if let Some(Err(e)) = answer.after.take().map(Commit::wait) {
+            answer = failed(&self.gateway.cx, &self.session, &envelope, e);
+        }
         let Frame::Text(text) = answer.frame else { panic!("text expected") };
         (serde_json::from_str(&text).unwrap(), answer.close)
     }

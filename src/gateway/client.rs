@@ -9,9 +9,9 @@ use super::pushes::Pushes;
 use super::starclaw::Greeting;
 use super::topology::Seer;
 use super::visits::Visit;
-use crate::base::{Code, Error, Lanes, Result, id};
+use crate::base::{Code, Error, Lanes, Place, Result, id};
 use crate::control::state::{Project, State};
-use crate::control::{self, Binding, Door, Principal, Role};
+use crate::control::{self, Answer, Binding, Commit, Door, Principal, Role};
 use crate::net::{Closed, Conn, Handler, InFlight, Message};
 use crate::vfs::Who;
 use crate::wire::acheron::{Call, VERSION};
@@ -154,7 +154,7 @@ impl Shared {
         match envelope.channel {
             // Needs no lock that is held for long, and nothing is before it: answered here.
             Channel::Control if idle && matches!(&*envelope.name, "ping" | "version") => {
-                self.answer_control(conn, envelope, Instant::now());
+                let _ = self.answer_control(conn, envelope, Instant::now());
             }
             Channel::Acheron if idle && self.bound(envelope) => self.answer_acheron(conn, envelope),
             _ => self.queue(conn, text.clone(), envelope),
@@ -187,10 +187,16 @@ impl Shared {
         }
     }
 
-    /// `since`: when it came.
-    fn answer_control(self: &Arc<Shared>, conn: &Conn, envelope: &Envelope<'_>, since: Instant) {
+    /// Answers a control request that came at `since`, or says what has to be durable before `Queued` sends
+    /// the answer.
+    fn answer_control(
+        self: &Arc<Shared>,
+        conn: &Conn,
+        envelope: &Envelope<'_>,
+        since: Instant,
+    ) -> Option<(Commit, Answer)> {
         let Gateway { stream, watches, .. } = &*self.gateway;
-        let (answer, new, topics, begun, admin) = {
+        let (mut answer, new, topics, begun, admin) = {
             let mut control = self.control();
             let answer = control::handle(&self.gateway.control, &mut control, envelope);
             if envelope.name == "session_close" {
@@ -199,6 +205,9 @@ impl Shared {
             let new = self.pushes.follow(self, conn, control.attached());
             (answer, new, control.subscribed, control.begun.take(), control.is_admin())
         };
+        if let Some(commit) = answer.after.take() {
+            return Some((commit, answer));
+        }
         self.gateway.metrics.control.done(Some(since), answer.error);
         let watch = begun.map(|begun| {
             watches.replay(conn, begun.replay);
@@ -227,6 +236,7 @@ impl Shared {
         if answer.close {
             conn.close(None, "");
         }
+        None
     }
 
     /// What was open under a session key that is attached no more is closed.
@@ -384,14 +394,51 @@ struct Queued {
 impl Queued {
     fn run(mut self) {
         let text = self.text.clone();
-        if let Ok(envelope) = Envelope::parse(&text) {
-            match envelope.channel {
-                Channel::Control => {
-                    self.shared.answer_control(&self.conn, &envelope, self.since);
-                }
-                Channel::Acheron => self.shared.answer_acheron(&self.conn, &envelope),
+        let waits = match Envelope::parse(&text) {
+            Ok(envelope) if envelope.channel == Channel::Control => {
+                self.shared.answer_control(&self.conn, &envelope, self.since)
+            }
+            Ok(envelope) => {
+                self.shared.answer_acheron(&self.conn, &envelope);
+                None
+            }
+            Err(_) => None,
+        };
+        match waits {
+            None => self.answered = true,
+            Some((commit, answer)) => {
+                let place = self.shared.lanes.hold(());
+                commit.then(move |outcome| self.conclude(place, answer, outcome));
             }
         }
+    }
+
+    /// On the thread that writes: sends the answer to a mutation.
+    fn conclude(mut self, place: Place<()>, answer: Answer, outcome: Result<()>) {
+        let Err(e) = outcome else {
+            self.shared.gateway.metrics.control.done(Some(self.since), None);
+            let _ = self.conn.send_later(answer.frame);
+            self.answered = true;
+            // What is behind it finds this request gone.
+            drop(self);
+            return drop(place);
+        };
+        let pool = self.shared.gateway.control_pool.clone();
+        // Refused, it answers when it is dropped.
+        let _ = pool.submit(move || {
+            self.fail(e);
+            drop(place);
+        });
+    }
+
+    fn fail(mut self, e: Error) {
+        let Ok(envelope) = Envelope::parse(&self.text) else { return };
+        let answer = {
+            let control = self.shared.control();
+            control::failed(&self.shared.gateway.control, &control, &envelope, e)
+        };
+        self.shared.gateway.metrics.control.done(Some(self.since), answer.error);
+        let _ = self.conn.send(answer.frame);
         self.answered = true;
     }
 }

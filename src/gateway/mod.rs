@@ -39,8 +39,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-/// Threads for control operations: they wait for the disk, and what waits together shares a sync of it.
-const CONTROL_THREADS: usize = 64;
+/// Threads for control operations, few of which wait for the disk on theirs.
+const CONTROL_THREADS: usize = 16;
 /// Threads for file operations: they wait for disks and for nodes.
 const FILE_THREADS: usize = 16;
 /// Requests of either kind that may wait; more are answered `queue_saturated`.

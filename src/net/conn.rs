@@ -48,16 +48,23 @@ impl Conn {
         self.send_at(message.into()).map(drop)
     }
 
+    /// As [`Conn::send`], and leaves the writing to the I/O thread: for a thread with better to do.
+    pub fn send_later(&self, message: impl Into<Outgoing>) -> Result<()> {
+        let frame = Frame::data(message.into(), self.0.role);
+        self.0.queue(frame, usize::MAX, Writer::IoThread).map(drop)
+    }
+
     /// As [`Conn::send`]; the place in the outgoing stream at which the frame begins.
     pub(super) fn send_at(&self, message: Outgoing) -> Result<u64> {
-        self.0.queue(Frame::data(message, self.0.role), usize::MAX)
+        self.0.queue(Frame::data(message, self.0.role), usize::MAX, Writer::Caller)
     }
 
     /// Queues what was not asked for. Errors: `queue_saturated` while more than `push_max` bytes
     /// wait for the peer (drop the frame and resynchronise later), `unavailable`.
     pub fn push(&self, message: impl Into<Outgoing>) -> Result<()> {
         let push_max = self.0.lock().limits.push_max;
-        self.0.queue(Frame::data(message.into(), self.0.role), push_max).map(drop)
+        let frame = Frame::data(message.into(), self.0.role);
+        self.0.queue(frame, push_max, Writer::Caller).map(drop)
     }
 
     /// Sends what is queued, then a close frame (an empty one without a code), then ends.
@@ -209,6 +216,13 @@ struct State {
     limits: Limits,
 }
 
+/// Who writes a frame, unless somebody writes on the connection already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Writer {
+    Caller,
+    IoThread,
+}
+
 /// Whether the reader may take another message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gate {
@@ -315,8 +329,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a frame unless more than `max` bytes wait, and writes if nobody does.
-    fn queue(&self, frame: Frame, max: usize) -> Result<u64> {
+    /// Queues a frame unless more than `max` bytes wait, and has it written if nobody is at it.
+    fn queue(&self, frame: Frame, max: usize, writer: Writer) -> Result<u64> {
         let mut s = self.lock();
         if !s.is_open() {
             return Err(Error::new(Code::Unavailable, "the connection is closed"));
@@ -327,8 +341,8 @@ impl Shared {
         }
         let at = s.push(frame);
         self.port.sent.add(1);
-        if s.unanswered > 1 {
-            // More replies are about to come, and one write of the I/O thread carries them all.
+        if s.unanswered > 1 || writer == Writer::IoThread {
+            // Where more replies are about to come, one write of the I/O thread carries them all.
             self.attend(&mut s);
         } else if !s.busy && !s.writing && s.blocked.is_none() {
             drop(self.write(s));

@@ -6,7 +6,7 @@ use super::seal::{Key, Sealer};
 use super::writer::{self, Job};
 use crate::base::{Code, Error, Result};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use rusqlite::{Connection, Savepoint};
+use rusqlite::Connection;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, ThreadId};
@@ -70,7 +70,7 @@ impl Db {
     /// panics, none of them are. Not from a `done` of [`Db::write_then`], which runs on the writer.
     pub fn write<T: Send + 'static>(
         &self,
-        f: impl FnOnce(&Savepoint<'_>) -> Result<T> + Send + 'static,
+        f: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         self.wait_for(|done| self.write_then(f, done))
     }
@@ -95,7 +95,7 @@ impl Db {
     /// called, in the order given.
     pub fn write_then<T: Send + 'static>(
         &self,
-        f: impl FnOnce(&Savepoint<'_>) -> Result<T> + Send + 'static,
+        f: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
         done: impl FnOnce(Result<T>) + Send + 'static,
     ) {
         let job = writer::job(f, done);
@@ -200,7 +200,7 @@ mod tests {
         migrations: &["CREATE TABLE numbers (n INTEGER PRIMARY KEY) WITHOUT ROWID"],
     };
 
-    fn insert(n: i64) -> impl FnOnce(&Savepoint<'_>) -> Result<()> + Send {
+    fn insert(n: i64) -> impl FnOnce(&Connection) -> Result<()> + Send {
         move |tx| {
             tx.execute("INSERT INTO numbers (n) VALUES (?1)", [n])?;
             Ok(())
@@ -235,7 +235,7 @@ mod tests {
         let (tx, rx) = std::sync::mpsc::channel();
         for n in 0..9 {
             let tx = tx.clone();
-            let job = move |s: &Savepoint<'_>| {
+            let job = move |s: &Connection| {
                 insert(n)(s)?;
                 match n % 3 {
                     0 => Ok(n),

@@ -19,14 +19,13 @@ pub struct Versioned {
 }
 
 /// Changes that happen together, and only if every compared key is still at its revision (0: absent) and
-/// every key of `present` is there.
+/// none of `chains` is broken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Txn {
     pub compare: Vec<(String, u64)>,
-    pub present: Vec<String>,
     pub puts: Vec<(String, Vec<u8>)>,
     pub deletes: Vec<String>,
-    pub chain: Option<Chain>,
+    pub chains: Vec<Chain>,
 }
 
 /// Commits that build on one another: where one fails, those that are made after it do, too.
@@ -34,15 +33,16 @@ pub struct Txn {
 pub struct Chain(Arc<AtomicBool>);
 
 impl Chain {
-    /// Runs a commit, on the thread that writes. One that panics breaks the chain as well.
-    fn link<T>(&self, commit: impl FnOnce() -> Result<T>) -> Result<T> {
-        if self.0.swap(true, Ordering::AcqRel) {
+    /// Runs a commit of these chains, on the thread that writes. One that panics breaks them as well.
+    fn link<T>(chains: &[Chain], commit: impl FnOnce() -> Result<T>) -> Result<T> {
+        let is_broken = |chain: &Chain| chain.0.swap(true, Ordering::AcqRel);
+        if chains.iter().filter(|chain| is_broken(chain)).count() > 0 {
             let message = "what it builds on could not be stored; nothing was changed";
             return Err(Error::new(Code::StorageError, message));
         }
-        let outcome = commit();
-        self.0.store(outcome.is_err(), Ordering::Release);
-        outcome
+        let value = commit()?;
+        chains.iter().for_each(|chain| chain.0.store(false, Ordering::Release));
+        Ok(value)
     }
 
     fn end(&self) {
@@ -78,7 +78,7 @@ pub trait Kv: Send + Sync {
     fn range(&self, prefix: &str) -> Result<Vec<Versioned>>;
 
     /// Calls `done` with the new revision once the changes are durable. Errors: `again` when a compared
-    /// key has changed, or one of `present` is not there.
+    /// key has changed; `storage_error` when a chain is broken.
     fn commit_then(&self, txn: Txn, done: KvDone);
 
     /// [`Kv::commit_then`], waiting for the outcome.
@@ -183,16 +183,13 @@ impl Kv for SqliteKv {
 
     fn commit_then(&self, txn: Txn, done: KvDone) {
         let (watchers, sealer) = (self.watchers.clone(), self.db.sealer.clone());
-        let (chain, after) = (txn.chain.clone(), txn.chain.clone());
+        let (chains, after) = (txn.chains.clone(), txn.chains.clone());
         let commit = move |tx: &Connection| apply(tx, txn, sealer.as_deref());
         self.db.write_then(
-            move |tx| match chain {
-                Some(chain) => chain.link(|| commit(tx)),
-                None => commit(tx),
-            },
+            move |tx| Chain::link(&chains, || commit(tx)),
             move |outcome: Result<(u64, Vec<KvEvent>)>| {
-                if let (Some(chain), Err(_)) = (after, &outcome) {
-                    chain.end();
+                if outcome.is_err() {
+                    after.iter().for_each(Chain::end);
                 }
                 done(outcome.map(|(revision, events)| {
                     watchers.publish(&events);
@@ -225,11 +222,6 @@ fn apply(tx: &Connection, txn: Txn, sealer: Option<&Sealer>) -> Result<(u64, Vec
         if found != *expected {
             let message = format!("{key} is at revision {found}, not {expected}; read it again");
             return Err(Error::new(Code::Again, message));
-        }
-    }
-    for key in &txn.present {
-        if revision_of(tx, key)?.is_none() {
-            return Err(Error::new(Code::Again, format!("{key} is not there; read it again")));
         }
     }
     let revision: u64 = tx
@@ -306,10 +298,6 @@ mod tests {
         assert_eq!(kv.commit(both).unwrap(), 3);
         assert_eq!(kv.get("node/2").unwrap(), None);
 
-        let behind = |key: &str| Txn { present: vec![key.into()], ..put("node/3", 0, "d") };
-        assert_eq!(kv.commit(behind("node/2")).unwrap_err().code, Code::Again);
-        assert_eq!(kv.get("node/3").unwrap(), None);
-        assert_eq!(kv.commit(behind("node/1")).unwrap(), 4);
         let one = Versioned { key: "node/1".into(), value: b"c".to_vec(), mod_revision: 3 };
         assert_eq!(kv.get("node/1").unwrap(), Some(one));
     }
@@ -319,7 +307,7 @@ mod tests {
         let dir = TempDir::new();
         let kv = SqliteKv::new(Db::open(&dir.path("kv.db"), &[SqliteKv::SCHEMA]).unwrap());
         let chain = Chain::default();
-        let linked = |txn: Txn| Txn { chain: Some(chain.clone()), ..txn };
+        let linked = |txn: Txn| Txn { chains: vec![chain.clone(), Chain::default()], ..txn };
         let (told, outcomes) = std::sync::mpsc::channel();
         for txn in [put("a", 0, "1"), put("a", 0, "2"), put("b", 0, "3"), put("b", 0, "4")] {
             let told = told.clone();

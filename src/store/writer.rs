@@ -3,7 +3,7 @@
 
 use crate::base::{Code, Error, Result};
 use crossbeam_channel::Receiver;
-use rusqlite::{Connection, Savepoint, Transaction, TransactionBehavior};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Jobs committed together at most: bounds how long the first of them waits for the last.
@@ -16,26 +16,35 @@ type Answer = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// Packs `f` with its caller's `done`. A job that fails or panics takes back its own changes only.
 pub(super) fn job<T: Send + 'static>(
-    f: impl FnOnce(&Savepoint<'_>) -> Result<T> + Send + 'static,
+    f: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     done: impl FnOnce(Result<T>) + Send + 'static,
 ) -> Job {
     Box::new(move |tx| {
-        let outcome = tx.and_then(|tx| {
-            catch_unwind(AssertUnwindSafe(|| in_savepoint(tx, f)))
-                .unwrap_or_else(|_| Err(storage("a database job panicked; nothing was changed")))
-        });
+        let outcome = tx.and_then(|tx| in_savepoint(tx, f));
         Box::new(move |committed| done(outcome.and_then(|value| committed.map(|()| value))))
     })
 }
 
-fn in_savepoint<T>(
-    tx: &mut Transaction<'_>,
-    f: impl FnOnce(&Savepoint<'_>) -> Result<T>,
-) -> Result<T> {
-    // Dropped without `commit`, it rolls back.
-    let savepoint = tx.savepoint()?;
-    let value = f(&savepoint)?;
-    savepoint.commit()?;
+/// Not rusqlite's, which has SQLite parse each of the statements anew for each job.
+fn in_savepoint<T>(tx: &Connection, f: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+    let step = |sql| -> Result<()> {
+        tx.prepare_cached(sql)?.execute([])?;
+        Ok(())
+    };
+    step("SAVEPOINT job")?;
+    let outcome = catch_unwind(AssertUnwindSafe(|| f(tx)))
+        .unwrap_or_else(|_| Err(storage("a database job panicked; nothing was changed")));
+    let end = match outcome {
+        Ok(_) => step("RELEASE job"),
+        Err(_) if tx.is_autocommit() => Ok(()),
+        Err(_) => step("ROLLBACK TO job").and_then(|()| step("RELEASE job")),
+    };
+    if end.is_err() && !tx.is_autocommit() {
+        // What cannot be taken back alone takes the others of the group with it, who are told.
+        tx.execute_batch("ROLLBACK")?;
+    }
+    let value = outcome?;
+    end?;
     Ok(value)
 }
 

@@ -164,3 +164,79 @@ fn who_edits_what_another_has_changed_is_refused() {
         "First"
     );
 }
+
+fn numbered(name: &str, id: u32, payload: &Value) -> Value {
+    json!({"channel": "control", "type": format!("control.{name}"), "id": format!("n{id}"), "payload": payload})
+}
+
+#[test]
+fn requests_sent_at_once_are_answered_in_their_order_and_each_sees_those_before_it() {
+    let gateway = Gateway::start();
+    let mut admin = gateway.admin();
+    let projects: u32 = 20;
+    for n in 1..=projects {
+        let create = json!({"name": format!("P{n}"), "vision": "v"});
+        admin.send(numbered("project_create", 3 * n, &create));
+        admin.send(numbered("project_get", 3 * n + 1, &json!({"project_id": format!("proj-{n}")})));
+        admin.send(numbered("ping", 3 * n + 2, &json!({})));
+    }
+    for n in 1..=projects {
+        for (id, kind) in [(0, "project_create"), (1, "project_get"), (2, "pong")] {
+            let reply = admin.json();
+            assert_eq!(reply["id"], format!("n{}", 3 * n + id), "{reply}");
+            assert_eq!(reply["type"], format!("control.{kind}"), "{reply}");
+            assert!(id == 2 || reply["payload"]["name"] == format!("P{n}"), "{reply}");
+        }
+    }
+}
+
+#[test]
+fn what_the_disk_does_not_take_is_answered_with_an_error_and_has_not_happened() {
+    let scratch = crate::program::Scratch::new();
+    let mut command = Gateway::command(scratch.path(), "0", &[]);
+    // A limit on the size of files stands for a full disk; the signal that comes with it is for those who
+    // do not look at errors.
+    // SAFETY: signal(2) is safe to call between fork and exec.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+            Ok(())
+        })
+    };
+    let gateway = Gateway::started(scratch.path(), command);
+    let limit = |bytes: libc::rlim_t| {
+        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+        let pid = gateway.program.pid() as libc::pid_t;
+        // SAFETY: the pointer is to a value that outlives the call.
+        let set = unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut()) };
+        assert_eq!(set, 0);
+    };
+    let mut admin = gateway.admin();
+    admin.control("project_create", json!({"name": "Before", "vision": "v"}));
+    limit(1);
+    let create = json!({"name": "Lost", "vision": "v"});
+    admin.send(numbered("project_create", 1, &create));
+    admin.send(numbered("ping", 2, &json!({})));
+    let refused = admin.json();
+    assert_eq!((&refused["type"], &refused["id"]), (&json!("control.error"), &json!("n1")));
+    assert_eq!(refused["error"]["code"], "storage_error", "{refused}");
+    assert_eq!(refused["error"]["correlation_id"], "n1", "{refused}");
+    assert_eq!(admin.json()["type"], "control.pong");
+    let names = |list: Value| -> Vec<Value> {
+        list["projects"].as_array().unwrap().iter().map(|p| p["name"].clone()).collect()
+    };
+    assert_eq!(names(admin.control("project_list", json!({}))), ["System", "Before"]);
+    limit(libc::RLIM_INFINITY);
+    let mut client = gateway.admin();
+    until("the store to take changes again", || {
+        client.control_reply("project_create", json!({"name": "After", "vision": "v"}))["ok"]
+            == true
+    });
+    let after = client.control("project_get", json!({"project_id": "proj-2"}));
+    assert_eq!(after["name"], "After");
+    let tail =
+        client.control("audit_tail", json!({"result": "error", "control_type": "project_create"}));
+    assert_eq!(tail["audit"][0]["error_code"], "storage_error", "{tail}");
+    let verified = client.control("audit_tail", json!({"verify": true}));
+    assert_eq!(verified["verified"]["intact"], true, "{verified}");
+}

@@ -141,7 +141,12 @@ impl Gateway {
 
     /// With variables of the environment set.
     pub fn with(home: &Path, port: &str, variables: &[(&str, &str)]) -> Gateway {
-        let mut program = Program::start(Gateway::command(home, port, variables));
+        Gateway::started(home, Gateway::command(home, port, variables))
+    }
+
+    /// From a command made by [`Gateway::command`].
+    pub fn started(home: &Path, command: Command) -> Gateway {
+        let mut program = Program::start(command);
         let addr = program.wait_for("listening at ws://").trim_end_matches('/').to_owned();
         Gateway { program, addr, home: home.to_owned(), _scratch: None }
     }

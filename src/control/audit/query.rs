@@ -4,7 +4,7 @@
 use super::record::{Link, Record, hash, parse};
 use super::{ANCHOR, Audit, Chain, HEAD, Outcome, PAGE, key, page};
 use crate::base::{Result, ResultExt};
-use crate::store::{Kv, Versioned};
+use crate::store::{self, Kv, Versioned};
 use std::fmt;
 use std::sync::PoisonError;
 
@@ -93,7 +93,6 @@ pub(super) fn ending(kv: &dyn Kv) -> Result<(Chain, Option<Broken>)> {
         None => kv.range("audit/row/")?,
     };
     let last = rows.last().and_then(|row| Some(Link { id: row_id(row)?, hash: hash(&row.value) }));
-    let after = last.as_ref().map(|l| l.id);
     let (end, broken) = match (head, last) {
         (Some(head), Some(last)) if last == head => (head, None),
         (Some(head), Some(last)) if last.id == head.id => {
@@ -113,7 +112,7 @@ pub(super) fn ending(kv: &dyn Kv) -> Result<(Chain, Option<Broken>)> {
         }
         (None, None) => (Link::genesis(), None),
     };
-    Ok((Chain { end, after }, broken))
+    Ok((Chain { end, stored: store::Chain::default() }, broken))
 }
 
 impl Audit {

@@ -24,6 +24,7 @@ pub use aliases::ALIASES;
 pub use scopes::Scopes;
 
 use super::events::Events;
+use super::plane::Commit;
 use super::session::{Door, Role, Session};
 use super::state::{Change, MOTHER, State};
 use super::topics::OnSecurity;
@@ -237,15 +238,38 @@ struct Call<'a> {
     has_payload: bool,
     /// What it did has its record.
     recorded: Cell<bool>,
+    /// What has to be durable before it is answered.
+    commit: Cell<Option<Commit>>,
 }
 
 impl Call<'_> {
-    /// [`Plane::mutate`], recorded.
+    /// Runs one mutation, recorded, as the last thing that a handler does beside saying what to answer: that
+    /// is sent once the changes are durable, and no thread waits for it. Where they cannot be stored, the
+    /// error is answered. Errors: what `decide` says, and nothing has changed.
     fn mutate<T>(&self, decide: impl FnOnce(&State, i64) -> Result<(T, Vec<Change>)>) -> Result<T> {
-        let entry = audit::entry(self.op, self.session, self.correlation_id, &self.payload);
-        let (answer, recorded) = self.cx.plane.mutate_for(Some(entry), decide)?;
-        self.recorded.set(self.recorded.get() || recorded);
+        let (answer, commit) = self.decide(decide)?;
+        self.commit.set(commit);
         Ok(answer)
+    }
+
+    /// As [`Plane::mutate`], recorded: for a handler that goes on with what is durable.
+    fn mutate_and_wait<T>(
+        &self,
+        decide: impl FnOnce(&State, i64) -> Result<(T, Vec<Change>)>,
+    ) -> Result<T> {
+        let (answer, commit) = self.decide(decide)?;
+        commit.map_or(Ok(()), Commit::wait)?;
+        Ok(answer)
+    }
+
+    fn decide<T>(
+        &self,
+        decide: impl FnOnce(&State, i64) -> Result<(T, Vec<Change>)>,
+    ) -> Result<(T, Option<Commit>)> {
+        let entry = audit::entry(self.op, self.session, self.correlation_id, &self.payload);
+        let decided = self.cx.plane.decide(Some(entry), decide)?;
+        self.recorded.set(self.recorded.get() || decided.recorded);
+        Ok((decided.answer, decided.commit))
     }
 
     /// The project token in the payload. Errors: `invalid_payload`.
@@ -300,46 +324,59 @@ pub struct Answer {
     pub close: bool,
     /// Why it was refused.
     pub error: Option<Code>,
+    /// What has to be durable before it is sent; where that fails, [`failed`] is sent instead.
+    pub after: Option<Commit>,
 }
 
 /// Answers one well-formed message of the control channel.
 pub fn handle(cx: &Context, session: &mut Session, envelope: &Envelope<'_>) -> Answer {
     let name = &*envelope.name;
-    let id = envelope.id.as_deref();
-    let refuse = |mut e: Error, correlates: bool| {
-        e.message = shortened(e.message);
-        let shown = match correlates {
-            true => Correlation::Shown(correlation(envelope)),
-            false => Correlation::Omitted,
-        };
-        let close = e.code == Code::ProtocolMismatch;
-        Answer { frame: control::error(id, shown, &e), close, error: Some(e.code) }
-    };
     let Some(op) = find(name) else {
-        return refuse(unknown(name), false);
+        return refuse(envelope, unknown(name), false);
     };
     if session.negotiated && !matches!(op.name, "version" | "ping") {
         session.settle(cx);
     }
     if let Err(e) = admit(cx, session, op, envelope) {
         audit::refused(cx, session, op, envelope, &e);
-        return refuse(e, false);
+        return refuse(envelope, e, false);
     }
     let outcome = enter(cx, session, op, envelope).and_then(|mut call| {
         let payload = (op.run)(&mut call)?;
         audit::succeeded(&call);
-        Ok(payload)
+        Ok((payload, call.commit.take()))
     });
     match outcome {
-        Ok(payload) => {
+        Ok((payload, after)) => {
             let payload = aliases::answer(name, payload.finish());
-            Answer { frame: control::reply(name, id, &payload), close: false, error: None }
+            let frame = control::reply(name, envelope.id.as_deref(), &payload);
+            Answer { frame, close: false, error: None, after }
         }
         Err(e) => {
             audit::refused(cx, session, op, envelope, &e);
-            refuse(e, op.correlates)
+            refuse(envelope, e, op.correlates)
         }
     }
+}
+
+/// The answer to a request whose changes could not be stored.
+pub fn failed(cx: &Context, session: &Session, envelope: &Envelope<'_>, e: Error) -> Answer {
+    let op = find(&envelope.name);
+    if let Some(op) = op {
+        audit::refused(cx, session, op, envelope, &e);
+    }
+    refuse(envelope, e, op.is_some_and(|op| op.correlates))
+}
+
+fn refuse(envelope: &Envelope<'_>, mut e: Error, correlates: bool) -> Answer {
+    e.message = shortened(e.message);
+    let shown = match correlates {
+        true => Correlation::Shown(correlation(envelope)),
+        false => Correlation::Omitted,
+    };
+    let close = e.code == Code::ProtocolMismatch;
+    let frame = control::error(envelope.id.as_deref(), shown, &e);
+    Answer { frame, close, error: Some(e.code), after: None }
 }
 
 /// What a request is known by, in records and errors.
@@ -429,6 +466,7 @@ fn enter<'a>(
         payload,
         has_payload: value.is_some(),
         recorded: Cell::new(false),
+        commit: Cell::default(),
     })
 }
 

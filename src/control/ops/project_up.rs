@@ -79,7 +79,7 @@ pub(super) fn up(call: &mut Call<'_>) -> Result<Object> {
     let (activate, token) = (up.activate, up.token.clone());
     let asker =
         Asker { admin: call.session.is_admin(), agent_id: Some(&acting), token: token.as_deref() };
-    let (project, created) = call.mutate(|state, now_ms| {
+    let (project, created) = call.mutate_and_wait(|state, now_ms| {
         let (project, created, mut changes) = applied(state, up, asker, now_ms)?;
         if activate {
             let asker = Asker { agent_id: Some(&agent), ..asker };

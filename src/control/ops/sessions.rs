@@ -42,7 +42,7 @@ pub(super) fn attach(call: &mut Call<'_>) -> Result<Object> {
     // Looked at before the agent is made: a refused attach leaves nothing behind.
     policy::check(call.cx.plane.state().project(&project_id)?, Action::Read, asker)?;
     call.cx.agents.ensure(&binding.agent_id)?;
-    call.mutate(|state, _| {
+    call.mutate_and_wait(|state, _| {
         Ok(((), activation(state, &binding.agent_id, state.project(&project_id)?, asker)?))
     })?;
     let attached = Attached { binding, actor, touched_at_ms: super::now(), by_client: true };
