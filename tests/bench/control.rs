@@ -4,8 +4,9 @@
 
 use super::house::{Asker, House, PlainAsker};
 use spiderweb::base::{Error, Result, ResultExt};
-use spiderweb::control::Plane;
+use spiderweb::control::audit::Entry;
 use spiderweb::control::state::{Draft, Mount};
+use spiderweb::control::{Commit, Plane};
 use spiderweb::store::rusqlite::{Connection, params};
 use spiderweb::store::{Db, SqliteKv};
 use std::path::Path;
@@ -209,7 +210,8 @@ fn through_gateway(client: &mut PlainAsker, n: u64, turn: u64) -> Result<()> {
 }
 
 fn through_plane(plane: &Arc<Plane>, n: u64, turn: u64) -> Result<()> {
-    plane.mutate(|state, now_ms| {
+    let entry = Entry::new("control.project_mount_set");
+    let decided = plane.decide(Some(entry), |state, now_ms| {
         let mut project = Draft::of(state.project(&format!("proj-{n}"))?);
         match turn % 3 {
             0 => project.add_mount(Mount {
@@ -221,17 +223,19 @@ fn through_plane(plane: &Arc<Plane>, n: u64, turn: u64) -> Result<()> {
             _ => drop(project.remove_mounts_at("/more", |_| true)),
         }
         Ok(((), project.finish(now_ms).1))
-    })
+    })?;
+    decided.commit.map_or(Ok(()), Commit::wait)
 }
 
 /// SQLite with nothing around it: whoever has rows hands them to one thread, which commits together all
 /// that wait, and answers.
 struct Alone {
     jobs: Sender<Job>,
+    records: AtomicU64,
 }
 
 struct Job {
-    rows: [(String, Option<Vec<u8>>); 2],
+    rows: [(String, Option<Vec<u8>>); 4],
     done: std::sync::mpsc::SyncSender<()>,
 }
 
@@ -246,10 +250,10 @@ impl Alone {
                 eprintln!("bench: SQLite alone: {e}");
             }
         });
-        Ok(Alone { jobs })
+        Ok(Alone { jobs, records: AtomicU64::new(0) })
     }
 
-    /// Rows as those of a mount and of its project.
+    /// Rows as those of a mount, of its project, and of the record of it in the audit log.
     fn put(&self, n: u64, turn: u64) -> Result<()> {
         let mount = format!(
             r#"{{"mount_path":"/more","node_id":"node-{n}","export_name":"work","turn":{turn}}}"#
@@ -257,9 +261,12 @@ impl Alone {
         let mount = (turn % 3 != 2).then(|| mount.into_bytes());
         let project = vec![b'x'; 330 + (turn % 10) as usize];
         let (done, answered) = sync_channel(1);
+        let record = self.records.fetch_add(1, Ordering::Relaxed);
         let rows = [
             (format!("control/project/{n}/mount/1000"), mount),
             (format!("control/project/{n}"), Some(project)),
+            (format!("audit/row/{record:014x}"), Some(vec![b'x'; 420])),
+            ("audit/head".into(), Some(vec![b'x'; 80])),
         ];
         let sent = self.jobs.send(Job { rows, done });
         sent.ok().and_then(|()| answered.recv().ok()).ok_or_else(|| Error::invalid("it has ended"))
