@@ -1,16 +1,21 @@
 //! Fixed pools of named worker threads over bounded queues. A worker that has nothing else to do may look
 //! for its next job itself, so that no other thread need hand it over.
 
-use super::{Code, Error, Result, ResultExt};
+use super::{Code, Deadline, Error, Result, ResultExt};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, Thread};
+use std::time::Duration;
 
 pub(super) type Job = Box<dyn FnOnce() + Send>;
 /// Looks for a job until there is one, for a moment.
 type Look = Box<dyn FnOnce(&dyn Fn() -> bool) + Send>;
+
+/// Time that workers without a job have to end, where there is no other left.
+const LAST: Duration = Duration::from_millis(250);
 
 thread_local! {
     static WORKER: RefCell<Worker> = const {
@@ -40,7 +45,13 @@ struct Found {
 pub struct Pool {
     pub(super) name: &'static str,
     queue: Arc<Queue>,
-    workers: Mutex<Vec<JoinHandle<()>>>,
+    workers: Mutex<Vec<Hand>>,
+}
+
+/// A worker's thread, and a channel that is closed when it ends.
+struct Hand {
+    thread: JoinHandle<()>,
+    ended: Receiver<()>,
 }
 
 /// A worker that waits sleeps at once, where a channel would first try its luck for a while, on a core that
@@ -89,16 +100,19 @@ impl Pool {
         let queue = Arc::new(Queue { state: Mutex::default(), max: queue_max });
         let work = |n: usize| {
             let jobs = queue.clone();
-            std::thread::Builder::new()
+            let (end, ended) = bounded(1);
+            let spawned = std::thread::Builder::new()
                 .name(format!("{name}-{n}"))
                 .spawn(move || {
+                    let _end: Sender<()> = end;
                     let thread = std::thread::current();
                     let me = Arc::new(Sleeper { thread, woken: AtomicBool::new(false) });
                     while let Some(job) = jobs.next(&me) {
                         jobs.work(name, job);
                     }
                 })
-                .context(format_args!("thread {name}-{n}"))
+                .context(format_args!("thread {name}-{n}"));
+            spawned.map(|thread| Hand { thread, ended })
         };
         let workers = (0..threads.max(1)).map(work).collect::<Result<Vec<_>>>();
         if workers.is_err() {
@@ -160,18 +174,32 @@ impl Pool {
     /// True unless a worker has ended before [`Pool::stop`].
     pub fn is_whole(&self) -> bool {
         let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        workers.iter().all(|worker| !worker.is_finished())
+        workers.iter().all(|worker| !worker.thread.is_finished())
     }
 
     /// Lets the workers finish what is queued, then joins them.
     pub fn stop(&self) {
+        self.stop_by(Deadline::never());
+    }
+
+    /// As [`Pool::stop`], but leaves behind those that are not done by then: a disk or a network file system
+    /// can keep one for ever, and the end of the process does not wait for it.
+    pub fn stop_by(&self, grace: Deadline) {
         self.queue.stop();
         let workers =
             std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
-        for worker in workers {
-            if worker.thread().id() != std::thread::current().id() {
-                let _ = worker.join();
+        let others =
+            workers.into_iter().filter(|w| w.thread.thread().id() != std::thread::current().id());
+        let until = if grace.left() < LAST { Deadline::after(LAST) } else { grace };
+        let mut left = 0;
+        for worker in others {
+            match worker.ended.recv_timeout(until.left()) {
+                Err(RecvTimeoutError::Disconnected) => drop(worker.thread.join()),
+                _ => left += 1,
             }
+        }
+        if left > 0 {
+            log::warn!("{left} requests of the {} pool hang, and are left behind", self.name);
         }
     }
 }
@@ -368,5 +396,26 @@ mod tests {
         assert_eq!(rx.recv().unwrap(), 7);
         pool.stop();
         assert!(pool.submit(|| ()).is_err());
+    }
+    #[test]
+    fn the_end_waits_for_what_is_queued_and_not_for_what_hangs() {
+        let pool = Pool::start("test", 2, 8).unwrap();
+        let (hold, held) = mpsc::channel::<()>();
+        let (tx, rx) = mpsc::channel();
+        let started = tx.clone();
+        pool.submit(move || {
+            started.send(0).unwrap();
+            let _ = held.recv();
+        })
+        .unwrap();
+        assert_eq!(rx.recv().unwrap(), 0);
+        for n in 1..=3 {
+            let tx = tx.clone();
+            pool.submit(move || tx.send(n).unwrap()).unwrap();
+        }
+        pool.stop_by(Deadline::after_ms(0));
+        drop(tx);
+        assert_eq!(rx.try_iter().collect::<Vec<_>>(), [1, 2, 3]);
+        drop(hold);
     }
 }

@@ -268,8 +268,8 @@ impl Running {
         self.listener.stop();
         self.gateway.runtime.stop(grace);
         self.net.stop(grace);
-        self.gateway.control_pool.stop();
-        self.gateway.files.pool.stop();
+        self.gateway.control_pool.stop_by(grace);
+        self.gateway.files.pool.stop_by(grace);
         self.stop.cancel();
         for thread in self.following {
             let _ = thread.join();

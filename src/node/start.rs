@@ -183,7 +183,7 @@ impl Running {
         if let Work::Member(daemon) = self.work {
             daemon.join();
         }
-        self.pool.stop();
+        self.pool.stop_by(grace);
         self.timer.stop();
     }
 }
