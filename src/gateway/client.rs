@@ -205,7 +205,13 @@ impl Shared {
             let new = self.pushes.follow(self, conn, control.attached());
             (answer, new, control.subscribed, control.begun.take(), control.is_admin())
         };
+        let tell_attached = || {
+            for binding in &new {
+                stream.attached(conn, &binding.agent_id, binding.project_id.as_deref());
+            }
+        };
         if let Some(commit) = answer.after.take() {
+            tell_attached();
             return Some((commit, answer));
         }
         self.gateway.metrics.control.done(Some(since), answer.error);
@@ -230,9 +236,7 @@ impl Shared {
             ("node_service_unwatch", _) if answer.error.is_none() => watches.end(conn),
             _ => {}
         }
-        for binding in new {
-            stream.attached(conn, &binding.agent_id, binding.project_id.as_deref());
-        }
+        tell_attached();
         if answer.close {
             conn.close(None, "");
         }
