@@ -9,6 +9,7 @@ use super::limits::Limits;
 use super::message::{Frame, Outgoing, Role};
 use super::reactor::{Command, Port};
 use super::seat::Seat;
+use super::strangers::Stranger;
 use super::transport::Transport;
 use crate::base::{Code, Error, Result};
 use bytes::{Bytes, BytesMut};
@@ -101,8 +102,11 @@ impl Conn {
     pub fn set_limits(&self, limits: Limits) {
         let mut s = self.0.lock();
         s.limits = limits;
+        let known = s.stranger.take_if(|_| !limits.stranger);
         self.0.max_message.store(limits.max_message, Ordering::Relaxed);
         self.0.attend(&mut s);
+        drop(s);
+        drop(known);
     }
 
     pub fn limits(&self) -> Limits {
@@ -214,6 +218,8 @@ struct State {
     /// The I/O thread has been told to look.
     called: bool,
     limits: Limits,
+    /// Until it is known who it is.
+    stranger: Option<Stranger>,
 }
 
 /// Who writes a frame, unless somebody writes on the connection already.
@@ -321,6 +327,7 @@ impl Shared {
                 busy: false,
                 called: false,
                 limits,
+                stranger: None,
             }),
         })
     }
@@ -373,6 +380,11 @@ impl Shared {
         self.lock().closing = true;
     }
 
+    /// Counts it among those that nobody has let in.
+    pub fn met(&self, stranger: Stranger) {
+        self.lock().stranger = Some(stranger);
+    }
+
     /// Where the connection is read.
     pub fn sit(&self, seat: &Arc<Seat>) {
         let _ = self.seat.set(Arc::downgrade(seat));
@@ -423,6 +435,7 @@ impl Shared {
     pub fn clear(&self) {
         let mut s = self.lock();
         s.transport = None;
+        s.stranger = None;
         (s.sending, s.queue, s.tail) = Default::default();
         s.bytes = 0;
     }

@@ -26,6 +26,8 @@ pub struct Limits {
     pub ping: Duration,
     /// A peer that takes not one byte of what is queued for this long is dropped.
     pub write_stall: Duration,
+    /// Has not proved who it is, and counts among those of its origin ([`super::STRANGERS_MAX`]).
+    pub stranger: bool,
 }
 
 impl Limits {
@@ -34,7 +36,7 @@ impl Limits {
 
     /// What a peer gets before it has proved who it is.
     pub fn unauthenticated() -> Limits {
-        Limits { max_message: MESSAGE_MAX_UNAUTHENTICATED, ..Limits::default() }
+        Limits { max_message: MESSAGE_MAX_UNAUTHENTICATED, stranger: true, ..Limits::default() }
     }
 }
 
@@ -48,6 +50,7 @@ impl Default for Limits {
             idle: Duration::from_secs(90),
             ping: Duration::from_secs(30),
             write_stall: Duration::from_secs(30),
+            stranger: false,
         }
     }
 }

@@ -6,6 +6,7 @@ use super::connection::Connection;
 use super::limits::Limits;
 use super::message::Role;
 use super::reactor::{Command, Counter, Port, adopt};
+use super::strangers::Strangers;
 use super::transport::Transport;
 use crate::base::{Code, Error, Result};
 use nix::errno::Errno;
@@ -105,6 +106,7 @@ impl Listening {
 pub(super) struct Accepting {
     pub ports: Arc<[Arc<Port>]>,
     pub accepted: Arc<Counter>,
+    pub strangers: Strangers,
 }
 
 impl Accepting {
@@ -135,14 +137,16 @@ impl Accepting {
         let load = |port: &Arc<Port>| port.load.load(Ordering::Relaxed);
         let total: usize = self.ports.iter().map(load).sum();
         let Some(port) = self.ports.iter().min_by_key(|port| load(port)) else { return };
-        if total >= CONNECTIONS_MAX {
+        let stranger = self.strangers.enter(peer.ip()).filter(|_| total < CONNECTIONS_MAX);
+        let Some(stranger) = stranger else {
             let busy = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\n";
             let _ = socket.set_nonblocking(true).and_then(|()| socket.write(busy.as_bytes()));
             return;
-        }
+        };
         let Ok(transport) = Transport::plain(socket).map(Arc::new) else { return };
         let limits = Limits::unauthenticated();
         let shared = Shared::new(&transport, peer, Role::Server, limits, port.clone());
+        shared.met(stranger);
         adopt(Connection::accepted(shared, transport, listening.service.clone(), now));
     }
 }

@@ -13,6 +13,7 @@ mod mux;
 mod reactor;
 mod seat;
 mod session;
+mod strangers;
 mod transport;
 mod url;
 
@@ -24,6 +25,7 @@ pub use limits::{Limits, MESSAGE_MAX, MESSAGE_MAX_UNAUTHENTICATED};
 pub use listener::{CONNECTIONS_MAX, Listener, raise_open_files};
 pub use message::{Message, Outgoing, Text};
 pub use mux::{CallError, Inbound, Mux};
+pub use strangers::STRANGERS_MAX;
 pub use url::WsUrl;
 
 use crate::base::{Code, Deadline, Error, Result, ResultExt, Timer};
@@ -36,6 +38,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
+use strangers::Strangers;
 
 /// Decides about requests; one per listener. Called on an I/O thread: it must not block.
 pub trait Service: Send + Sync {
@@ -129,8 +132,10 @@ impl Net {
             next: AtomicUsize::new(0),
             timer,
         });
+        let strangers = Strangers::default();
         for (n, port) in ports.iter().enumerate() {
-            let accepting = Accepting { ports: ports.clone(), accepted: net.accepted.clone() };
+            let (accepted, strangers) = (net.accepted.clone(), strangers.clone());
+            let accepting = Accepting { ports: ports.clone(), accepted, strangers };
             let reactor = Reactor::new(port.clone(), accepting)?;
             let thread = std::thread::Builder::new()
                 .name(format!("net-{n}"))

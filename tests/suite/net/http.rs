@@ -2,9 +2,11 @@
 
 use super::raw::{FIN, Raw, TEXT, frame};
 use super::server::{Collect, LONG, Server};
+use crate::mount::until;
 use spiderweb::base::{Code, Deadline};
-use spiderweb::net::{DialOptions, Limits, WsUrl};
-use std::net::{TcpListener, TcpStream};
+use spiderweb::net::{DialOptions, Limits, STRANGERS_MAX, WsUrl, raise_open_files};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 
 fn ask(server: &Server, request: &str) -> String {
     let mut raw = Raw::bare(server.addr());
@@ -55,16 +57,44 @@ fn pages_and_refusals() {
     assert!(ask(&server, &long).starts_with("HTTP/1.1 431 "));
 }
 
+/// A connection from an address of this host that is not the usual one.
+fn from(host: [u8; 4], to: SocketAddr) -> TcpStream {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    let [a, b, c, d] = host;
+    bind(fd.as_raw_fd(), &SockaddrIn::new(a, b, c, d, 0)).unwrap();
+    let SocketAddr::V4(to) = to else { panic!("{to}") };
+    connect(fd.as_raw_fd(), &SockaddrIn::from(to)).unwrap();
+    fd.into()
+}
+
+#[test]
+fn who_connects_and_says_nothing_does_not_keep_others_out() {
+    raise_open_files().unwrap();
+    let server = Server::echo(Limits::default());
+    // Known connections are no strangers.
+    let mut known: Vec<_> = (0..3).map(|_| Raw::connect(server.addr())).collect();
+    let mut silent: Vec<_> = (0..STRANGERS_MAX).map(|_| Raw::bare(server.addr())).collect();
+    assert!(Raw::bare(server.addr()).head().starts_with("HTTP/1.1 503 "));
+    let mut other = Raw::on(from([127, 0, 0, 2], server.addr()));
+    other.send(b"GET /hello HTTP/1.1\r\n\r\n");
+    assert!(other.head().starts_with("HTTP/1.1 200 "));
+    known[0].send(&frame(FIN | TEXT, b"still here"));
+    known[0].expect(TEXT, b"still here");
+    drop(silent.pop());
+    until("room for one more", || {
+        let mut raw = Raw::bare(server.addr());
+        raw.send(b"GET /hello HTTP/1.1\r\n\r\n");
+        raw.head().starts_with("HTTP/1.1 200 ")
+    });
+}
+
 #[test]
 fn an_address_in_use_is_named() {
     let server = Server::echo(Limits::default());
     struct Never;
     impl spiderweb::net::Service for Never {
-        fn request(
-            &self,
-            _: &spiderweb::net::Head,
-            _: std::net::SocketAddr,
-        ) -> spiderweb::net::Answer {
+        fn request(&self, _: &spiderweb::net::Head, _: SocketAddr) -> spiderweb::net::Answer {
             spiderweb::net::Answer::Http(spiderweb::net::Response::text(404, ""))
         }
     }

@@ -57,7 +57,10 @@ pub struct Raw {
 impl Raw {
     /// Connected, nothing sent.
     pub fn bare(addr: SocketAddr) -> Raw {
-        let tcp = TcpStream::connect(addr).unwrap();
+        Raw::on(TcpStream::connect(addr).unwrap())
+    }
+
+    pub fn on(tcp: TcpStream) -> Raw {
         tcp.set_read_timeout(Some(LONG)).unwrap();
         tcp.set_nodelay(true).unwrap();
         Raw { tcp }
