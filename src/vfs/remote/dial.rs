@@ -1,6 +1,7 @@
 //! Connecting to a node by its URL (spec: fs 19.3).
 
-use super::peer::{Connector, Hooks, Link, Told, WAITING_MAX, read};
+use super::link::{Link, Told, read};
+use super::peer::{Connector, Hooks, WAITING_MAX};
 use crate::base::{Cancel, Code, Deadline, Error, Result, ResultExt};
 use crate::net::{Closed, DialOptions, Inbound, Limits, Message, Mux, Net, WsUrl};
 use crate::wire::Envelope;

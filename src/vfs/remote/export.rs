@@ -3,7 +3,8 @@
 
 use super::dial::is_harmless;
 use super::file::{OpenFile, entry};
-use super::peer::{Link, Peer};
+use super::link::Link;
+use super::peer::Peer;
 use crate::base::{Code, Deadline, Error, Name, Notify, Result};
 use crate::net::CallError;
 use crate::vfs::handles::Handles;

@@ -2,7 +2,7 @@
 //! where the file makes its readers wait.
 
 use super::export::{Remote, Wire, unexpected};
-use super::peer::{Link, read};
+use super::link::{Link, read};
 use crate::base::{Counted, Deadline, Error, Gauge, Name, Notify, Result};
 use crate::net::{CallError, Message};
 use crate::vfs::wire;

@@ -1,7 +1,7 @@
 //! Reading directories of a node: by its own cookies, or, of an old node, by counting entries.
 
 use super::export::{Remote, unexpected};
-use super::peer::Link;
+use super::link::Link;
 use crate::base::{Code, Error, Name, Result, ResultExt};
 use crate::vfs::{Cx, DirEntry, DirPage, ReadDir};
 use crate::wire::fs::{Call, Op, Reply};

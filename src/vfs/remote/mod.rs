@@ -5,6 +5,7 @@
 mod dial;
 mod export;
 mod file;
+mod link;
 mod listing;
 mod numbered;
 mod peer;
@@ -12,4 +13,5 @@ mod tree;
 
 pub use dial::{Dial, SILENCE, expect_answers, say_hello};
 pub use export::{Remote, Which};
-pub use peer::{Connector, Hooks, Link, Peer, PeerStatus};
+pub use link::Link;
+pub use peer::{Connector, Hooks, Peer, PeerStatus};

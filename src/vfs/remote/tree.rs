@@ -2,7 +2,7 @@
 
 use super::export::{Remote, is_new, unexpected};
 use super::file::entry;
-use super::peer::Link;
+use super::link::Link;
 use crate::base::{Deadline, Name, Result, TreePath};
 use crate::vfs::wire;
 use crate::vfs::{
