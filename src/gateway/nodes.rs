@@ -9,7 +9,7 @@ use crate::net::{Net, WsUrl};
 use crate::vfs::remote::{
     Connector, Dial, Hooks, Link, Peer, Remote, SILENCE, Which, expect_answers, say_hello,
 };
-use crate::wire::fs::{Event, Ext, Hello};
+use crate::wire::fs::{Event, Ext, Framing, Hello};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -119,7 +119,8 @@ impl Connector for Way {
         if let Some(tunnel) = self.tunnels.get(&self.node_id) {
             let session = Some(hooks.session.to_string());
             tunnel.hook(hooks);
-            let hello = Hello { ext: Some(Ext { session, ..Ext::all() }), ..hello };
+            let framing = Framing::Binary;
+            let hello = Hello { ext: Some(Ext { framing, session, ..Ext::all() }), ..hello };
             let link = say_hello(tunnel.mux.clone(), hello, deadline)?;
             expect_answers(&link, SILENCE);
             return Ok(link);
@@ -133,8 +134,8 @@ impl Connector for Way {
         if node.fs_url.contains("/v2/fs/node/") {
             return Err(away("is not connected; its tunnel is down"));
         }
-        let (net, silence) = (self.net.clone(), SILENCE);
-        let dial = Dial { net, url, bearer: None, hello, binary: true, silence };
+        let (net, framing, silence) = (self.net.clone(), Framing::Binary, SILENCE);
+        let dial = Dial { net, url, bearer: None, hello, framing, silence };
         dial.connect(deadline, hooks)
     }
 

@@ -9,7 +9,7 @@ use crate::net::{Closed, Conn, Handler, Limits, Message, Mux};
 use crate::vfs::remote::Hooks;
 use crate::wire::Envelope;
 use crate::wire::fs::{
-    Call, Event, Failure, Fault, HelloReply, Op, Reply, Request, frame_tag, text_tag,
+    Call, Event, Failure, Fault, Framing, HelloReply, Op, Reply, Request, frame_tag, text_tag,
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -128,7 +128,7 @@ impl TunnelHandler {
             return refuse(tag, &Error::new(Code::Eperm, "NodeAuthFailed"));
         }
         let reply = Reply::Hello(HelloReply::Tunnel { node_id: node_id.clone() });
-        let _ = conn.send(reply.encode(Op::Hello, tag, false));
+        let _ = conn.send(reply.encode(Op::Hello, tag, Framing::Text));
         if self.open.is_none() {
             self.enter(conn, node_id);
         }

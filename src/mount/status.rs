@@ -4,6 +4,7 @@
 use super::options::Options;
 use super::world::{Attached, World};
 use crate::base::{Code, Deadline, Error, Result};
+use crate::vfs::remote::LineStatus;
 use crate::vfs::{CacheStatus, Cx, MountStatus};
 use crate::wire::fs::Export;
 use crate::wire::{Fields, Object};
@@ -119,7 +120,16 @@ fn endpoint(idx: usize, a: &Attached) -> Object {
         .put("last_success_ms", peer.last_success_ms)
         .put("last_failure_ms", peer.last_failure_ms)
         .put_some("last_error", peer.last_error.or(missing))
+        .put_some("line", peer.line.map(line))
         .put_some("cache", a.cached.as_ref().map(|c| cache(c.status())))
+}
+
+fn line(l: LineStatus) -> serde_json::Value {
+    serde_json::json!({
+        "compressed": l.compressed,
+        "raw_bytes": l.raw_bytes,
+        "wire_bytes": l.wire_bytes,
+    })
 }
 
 /// What is remembered of an endpoint. The bytes are those of all endpoints together.

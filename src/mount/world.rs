@@ -6,7 +6,7 @@ use crate::base::{Deadline, Result, TreePath};
 use crate::net::{Net, WsUrl};
 use crate::vfs::remote::{Dial, Peer, Remote, SILENCE};
 use crate::vfs::{CacheOptions, Cached, Cx, Member, MountPoint, NodeId, Tree, Union, Workers};
-use crate::wire::fs::{Binding, Hello};
+use crate::wire::fs::{Binding, Framing, Hello};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -45,12 +45,19 @@ pub struct World {
     pub tree: Arc<Union>,
     /// For each call of the tree.
     pub timeout_ms: u64,
+    /// What to offer the endpoints.
+    framing: Framing,
     attached: Mutex<Vec<Attached>>,
 }
 
 impl World {
     /// `cache_bytes`: memory for what is remembered, about; 0 for nothing, `None` for the default.
-    pub fn new(net: Arc<Net>, timeout_ms: u64, cache_bytes: Option<u64>) -> Result<World> {
+    pub fn new(
+        net: Arc<Net>,
+        timeout_ms: u64,
+        cache_bytes: Option<u64>,
+        framing: Framing,
+    ) -> Result<World> {
         let tree = Arc::new(Union::for_mount()?);
         let default = CacheOptions::default();
         let bytes = cache_bytes.map_or(default.bytes, |n| usize::try_from(n).unwrap_or(usize::MAX));
@@ -59,7 +66,7 @@ impl World {
             0 => None,
             _ => Some(Workers::start(options, net.timer().clone())?),
         };
-        Ok(World { net, workers, tree, timeout_ms, attached: Mutex::default() })
+        Ok(World { net, workers, tree, timeout_ms, framing, attached: Mutex::default() })
     }
 
     /// Ends the threads; what is still on its way is sent first.
@@ -103,7 +110,7 @@ impl World {
                     binding: source.binding.clone(),
                     ..Hello::default()
                 },
-                binary: true,
+                framing: self.framing,
                 silence: self.silence(),
             };
             let remote = Remote::new(Peer::restless(Arc::new(dial)), endpoint.export.clone());

@@ -7,7 +7,7 @@ use super::session::{Ready, Session};
 use crate::base::{Cancel, Code, Counted, Deadline, Error, Pool, Result, Wait};
 use crate::net::InFlight;
 use crate::vfs::Cx;
-use crate::wire::fs::{Call, Op, Reply};
+use crate::wire::fs::{Call, Framing, Op, Reply};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ struct Answer {
     held: Arc<Held>,
     asked: Asked,
     op: Op,
-    bin: bool,
+    framing: Framing,
     since: Instant,
     in_flight: Option<InFlight>,
     /// An answer is due.
@@ -46,10 +46,10 @@ impl Answer {
         self.session.server.requests.done(since, outcome.as_ref().err().map(|e| e.code));
         // Remembered before it is sent: whoever asks again finds it.
         let again = self.asked.rid.map(|rid| self.held.answered(rid, outcome));
-        self.session.answer(self.asked.tag, self.op, self.bin, outcome);
+        self.session.answer(self.asked.tag, self.op, self.framing, outcome);
         for (session, tag) in again.into_iter().flatten() {
             if let Some(session) = session.upgrade() {
-                session.answer(tag, self.op, self.bin, outcome);
+                session.answer(tag, self.op, self.framing, outcome);
             }
         }
     }
@@ -92,7 +92,7 @@ impl Job {
             held: ready.held.clone(),
             asked,
             op: call.op(),
-            bin: ready.bin(),
+            framing: ready.framing(),
             since: Instant::now(),
             in_flight: Some(match silent {
                 true => session.conn.begin_silent(),

@@ -11,7 +11,8 @@ use crate::net::{Conn, InFlight, Limits, Message};
 use crate::vfs::{Caller, FileKind, Handle, OpenFlags, Watch, Who};
 use crate::wire::Envelope;
 use crate::wire::fs::{
-    self, Call, Ext, Failure, Fault, Hello, HelloReply, Op, Reply, Request, Slot, decode_bin,
+    self, Call, Ext, Failure, Fault, Framing, Hello, HelloReply, Op, Reply, Request, Slot,
+    decode_bin,
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -142,8 +143,8 @@ impl Ready {
         self.ext.as_ref().is_some_and(|e| e.has(op))
     }
 
-    pub fn bin(&self) -> bool {
-        self.ext.as_ref().is_some_and(|e| e.bin)
+    pub fn framing(&self) -> Framing {
+        self.ext.as_ref().map_or(Framing::Text, |e| e.framing)
     }
 }
 
@@ -169,7 +170,8 @@ impl Session {
     /// Takes a message; never blocks. What is wrong with it is answered, and ends the connection where
     /// the spec says so.
     pub fn message(self: &Arc<Session>, message: Message) {
-        let decoded = decode(message);
+        let framing = self.lock().ready.as_ref().map_or(Framing::Text, |ready| ready.framing());
+        let decoded = decode(message, framing);
         let is_hello = matches!(&decoded, Ok(Request { call: Call::Hello(_), .. }));
         let in_order = {
             let mut s = self.lock();
@@ -244,7 +246,7 @@ impl Session {
             self.conn.set_limits(self.limits);
             self.watch(ready.exports());
         }
-        let _ = self.conn.send(Reply::Hello(reply).encode(Op::Hello, tag, false));
+        let _ = self.conn.send(Reply::Hello(reply).encode(Op::Hello, tag, Framing::Text));
     }
 
     /// What the hello comes to, and whether it is the connection's first. Files that are open stay open: a
@@ -346,7 +348,7 @@ impl Session {
                 Ok(Turn::First) => {}
                 Ok(Turn::Running) => return,
                 Ok(Turn::Known(outcome)) => {
-                    return self.answer(tag, call.op(), ready.bin(), &outcome);
+                    return self.answer(tag, call.op(), ready.framing(), &outcome);
                 }
                 Err(e) => return self.fail(tag, &e, false),
             }
@@ -354,8 +356,11 @@ impl Session {
         if let Call::Close { h } = call {
             self.give_up(|r| r.h == Some(h));
         }
-        if let Some(reply) = files::at_hand(&ready, &call) {
-            return self.answer(tag, call.op(), ready.bin(), &Ok(reply));
+        // Compressing takes too long for the thread of many connections.
+        if ready.framing() != Framing::Lz4
+            && let Some(reply) = files::at_hand(&ready, &call)
+        {
+            return self.answer(tag, call.op(), ready.framing(), &Ok(reply));
         }
         let (h, cancel) = (call.handle(), Cancel::new());
         let key = {
@@ -374,9 +379,15 @@ impl Session {
     }
 
     /// Sends what became of a request.
-    pub(super) fn answer(&self, tag: Option<u32>, op: Op, bin: bool, outcome: &Result<Reply>) {
+    pub(super) fn answer(
+        &self,
+        tag: Option<u32>,
+        op: Op,
+        framing: Framing,
+        outcome: &Result<Reply>,
+    ) {
         let frame = match outcome {
-            Ok(reply) => reply.encode(op, tag, bin),
+            Ok(reply) => reply.encode(op, tag, framing),
             Err(e) => Failure::new(tag, e).encode(),
         };
         let _ = self.conn.send(frame);
@@ -415,7 +426,7 @@ fn hello_first() -> Error {
     Error::invalid("acheron.t_fs_hello must be negotiated first")
 }
 
-fn decode(message: Message) -> Result<Request, Fault> {
+fn decode(message: Message, framing: Framing) -> Result<Request, Fault> {
     match message {
         Message::Text(text) => match Envelope::parse(&text) {
             Ok(envelope) => Request::decode(&envelope),
@@ -424,7 +435,7 @@ fn decode(message: Message) -> Result<Request, Fault> {
         Message::Binary(frame) => {
             let unsupported =
                 |message: &str| Fault { tag: None, message: message.into(), close: false };
-            let (head, meta, data) = decode_bin(&frame)
+            let (head, meta, data) = decode_bin(&frame, framing)
                 .map_err(|e| unsupported(&format!("unsupported websocket opcode: {e}")))?;
             let meta = std::str::from_utf8(&meta).map_err(|_| unsupported("meta is not UTF-8"))?;
             Request::decode_bin(&head, meta, data)

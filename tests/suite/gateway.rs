@@ -417,7 +417,7 @@ fn the_namespace_is_an_export_of_its_own() {
     use spiderweb::net::Net;
     use spiderweb::vfs::remote::{Dial, Peer, Remote};
     use spiderweb::vfs::{Cx, FileKind, OpenFlags, Tree, walk};
-    use spiderweb::wire::fs::{Binding, Hello};
+    use spiderweb::wire::fs::{Binding, Framing, Hello};
     use std::sync::Arc;
 
     let gateway = Gateway::start();
@@ -432,7 +432,7 @@ fn the_namespace_is_an_export_of_its_own() {
             url: gateway.url("/v2/fs").parse().unwrap(),
             bearer: Some(gateway.token(token)),
             hello: Hello { binding, ..Hello::default() },
-            binary: true,
+            framing: Framing::Lz4,
             silence: spiderweb::vfs::remote::SILENCE,
         };
         Remote::new(Peer::new(Arc::new(dial)), Some("namespace".into()))
@@ -442,6 +442,7 @@ fn the_namespace_is_an_export_of_its_own() {
     let user = remote("user_token", None, Some("proj-1"));
     let view = walk::read_all(&*user, &cx, &path("/meta/view.json"), 9999).unwrap();
     assert!(String::from_utf8(view).unwrap().contains(r#""agent_id":"alice""#));
+    assert!(user.peer().status().line.unwrap().compressed, "the gateway is an end of the line");
     let input = walk::resolve(&*user, &cx, &path("/agents/self/chat/control/input")).unwrap();
     let opened = user.open(&cx, input.id, OpenFlags::READ_WRITE).unwrap();
     assert_eq!(opened.kind, FileKind::Message);

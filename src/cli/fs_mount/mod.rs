@@ -13,6 +13,7 @@ use crate::base::{Deadline, Result, Timer, log};
 use crate::mount::world::{Source, World};
 use crate::mount::{daemonize, workspace};
 use crate::net::Net;
+use crate::wire::fs::Framing;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -82,6 +83,7 @@ pub const PROGRAM: Program = Program {
             "How often mount asks the gateway for changes; 0: never (default 5000)",
         ),
         Flag::value("--timeout-ms", "ms", "Time for each file operation (default 15000)"),
+        Flag::switch("--compress", "Compress file data and listings, for slow lines"),
         Flag::switch("--allow-other", "Let other users use the mount"),
         Flag::switch("--read-only", "Mount read-only"),
         Flag::repeated("-o", "options", "mount: options as in fstab, separated by commas"),
@@ -171,7 +173,8 @@ fn start(args: &Args, check_only: bool) -> Result<()> {
     let timer = Timer::start()?;
     // One thread moves a single command's data; a mount gets one per core.
     let net = Net::start(usize::from(plan.is_none()), timer.clone())?;
-    let world = World::new(net.clone(), timeout_ms, cache_bytes)?;
+    let framing = if args.has("--compress") { Framing::Lz4 } else { Framing::Binary };
+    let world = World::new(net.clone(), timeout_ms, cache_bytes, framing)?;
     let wanted = match &gateway {
         Some(gateway) => workspace::hydrate(&world, &net, gateway, &explicit)?,
         None => explicit.iter().map(|source| world.attach(source)).collect(),

@@ -37,6 +37,7 @@ const TABLE: &[(&str, Means)] = &[
     ("log_level", Sets("--log-level")),
     ("log_file", Sets("--log-file")),
     ("allow_other", On("--allow-other")),
+    ("compress", On("--compress")),
     ("ro", On("--read-only")),
     ("read_only", On("--read-only")),
     ("rw", Off("--read-only")),

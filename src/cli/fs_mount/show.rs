@@ -115,12 +115,26 @@ pub fn status(s: &Value, form: Form) -> String {
         let export = Some(text(&e["export"])).filter(|x| !x.is_empty());
         let url = export.map_or_else(String::new, |x| format!("#{x}"));
         let why = e["last_error"].as_str().map(safe).unwrap_or_default();
-        vec![state, text(&e["name"]), text(&e["mount_path"]), text(&e["url"]) + &url, why]
+        let line = line(&e["line"]);
+        vec![state, text(&e["name"]), text(&e["mount_path"]), line, text(&e["url"]) + &url, why]
     };
-    let head = ["STATE", "NAME", "PATH", "URL", "LAST ERROR"].map(str::to_owned).to_vec();
+    let head = ["STATE", "NAME", "PATH", "LINE", "URL", "LAST ERROR"].map(str::to_owned).to_vec();
     let rows: Vec<_> = std::iter::once(head).chain(endpoints.iter().map(row)).collect();
-    out.push_str(&aligned(&rows, &[false; 5]));
+    out.push_str(&aligned(&rows, &[false; 6]));
     out
+}
+
+/// Whether a line is compressed, and to how much of what it moves.
+fn line(l: &Value) -> String {
+    let bytes = |name: &str| l[name].as_u64().unwrap_or(0);
+    match l["compressed"].as_bool() {
+        Some(true) => {
+            let percent = bytes("wire_bytes").saturating_mul(100) / bytes("raw_bytes").max(1);
+            format!("lz4 {percent}%")
+        }
+        Some(false) => "plain".into(),
+        None => "-".into(),
+    }
 }
 
 /// Columns of the same width, those of numbers to the right.
@@ -237,13 +251,16 @@ mod tests {
     #[test]
     fn a_status_shows_what_is_up_and_why_not() {
         let s = json!({"endpoints": [
-            {"name": "a", "mount_path": "/a", "url": "ws://h/v2/fs", "export": "x", "healthy": true},
+            {"name": "a", "mount_path": "/a", "url": "ws://h/v2/fs", "export": "x", "healthy": true,
+             "line": {"compressed": true, "raw_bytes": 1000, "wire_bytes": 250}},
             {"name": "b", "mount_path": "/b", "url": "ws://h/v2/fs", "export": "",
              "healthy": false, "last_error": "refused"}],
             "mount_point": "/mnt", "pid": 7, "uptime_ms": 61_000, "version": "1", "open_files": 2,
             "mounts": [{"path": "/a", "active": "a", "members": ["a"], "failovers": 0}]});
         let shown = status(&s, PLAIN);
-        for part in ["7, up 1m 1s", "up     a", "ws://h/v2/fs#x\n", "down   b", "  refused\n"] {
+        for part in
+            ["7, up 1m 1s", "up     a", "lz4 25%", "ws://h/v2/fs#x\n", "down   b", "  refused\n"]
+        {
             assert!(shown.contains(part), "{part:?} in\n{shown}");
         }
     }

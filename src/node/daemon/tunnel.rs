@@ -6,7 +6,9 @@ use super::state::Identity;
 use crate::base::{Code, Deadline, Error, Result};
 use crate::net::{Closed, Conn, DialOptions, Handler, Limits, Message, Net, WsUrl};
 use crate::node::{Door, Server, Session};
-use crate::wire::fs::{Call, Hello, HelloReply, Op, Reply, Request, decode_reply, text_tag};
+use crate::wire::fs::{
+    Call, Framing, Hello, HelloReply, Op, Reply, Request, decode_reply, text_tag,
+};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::sync::Arc;
 use std::time::Duration;
@@ -119,7 +121,7 @@ impl Handler for End {
     fn open(&mut self, conn: &Conn) {
         let call = Call::Hello(self.hello.clone());
         let request = Request::new(HELLO_TAG, call);
-        let _ = conn.send(request.encode(false));
+        let _ = conn.send(request.encode(Framing::Text));
     }
 
     fn message(&mut self, conn: &Conn, message: Message) {

@@ -1,12 +1,13 @@
 //! Connecting to a node by its URL (spec: fs 19.3).
 
-use super::link::{Link, Told, read};
+use super::link::{Link, Told, Traffic, read};
 use super::peer::{Connector, Hooks, WAITING_MAX};
 use crate::base::{Cancel, Code, Deadline, Error, Result, ResultExt};
 use crate::net::{Closed, DialOptions, Inbound, Limits, Message, Mux, Net, WsUrl};
 use crate::wire::Envelope;
 use crate::wire::fs::{
-    Call, Event, Ext, Hello, HelloReply, Op, Reply, Request, decode_reply, frame_tag, text_tag,
+    Call, Event, Ext, Framing, Hello, HelloReply, Op, Reply, Request, decode_reply, frame_tag,
+    text_tag,
 };
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -24,8 +25,8 @@ pub struct Dial {
     pub bearer: Option<String>,
     /// What to say first.
     pub hello: Hello,
-    /// Offer to move file data in binary frames.
-    pub binary: bool,
+    /// What to offer.
+    pub framing: Framing,
     /// A node that answers pings and has said nothing for so long is lost; after half of it, it is asked
     /// whether it is there.
     pub silence: Duration,
@@ -38,7 +39,7 @@ impl Connector for Dial {
         let replies = Replies::new(hooks);
         let (refused, inbound) = (replies.refused.clone(), Box::new(replies));
         let mux = Mux::dial(&self.net, &self.url, &options, deadline, INFLIGHT_MAX, inbound)?;
-        let ext = Ext { bin: self.binary, session, ..Ext::all() };
+        let ext = Ext { framing: self.framing, session, ..Ext::all() };
         let link = say_hello(mux, Hello { ext: Some(ext), ..self.hello.clone() }, deadline)
             .map_err(|e| refused.get().cloned().unwrap_or(e))?;
         expect_answers(&link, self.silence);
@@ -63,7 +64,7 @@ pub fn say_hello(mux: Mux, hello: Hello, deadline: Deadline) -> Result<Link> {
     let hello = Hello { subscribe_invalidations: true, ..hello };
     let call = |call: Call| -> Result<Reply> {
         let op = call.op();
-        let build = |tag| Request::new(tag, call).encode(false);
+        let build = |tag| Request::new(tag, call).encode(Framing::Text);
         read(op, &mux.call(build, deadline, &Cancel::new())?)
     };
     let reply = call(Call::Hello(hello)).map_err(|e| match &*e.message {
@@ -81,7 +82,8 @@ pub fn say_hello(mux: Mux, hello: Hello, deadline: Deadline) -> Result<Link> {
     let ext = ext.unwrap_or_default();
     let exports = Told { list: exports.into(), news: 0 }.into();
     let (answered_ms, behind) = (0.into(), Mutex::default());
-    Ok(Link { mux, ext, caps, name, exports, epoch: 0, answered_ms, behind })
+    let traffic = Traffic::default();
+    Ok(Link { mux, ext, caps, name, exports, epoch: 0, answered_ms, traffic, behind })
 }
 
 /// What comes in on a connection to a node.

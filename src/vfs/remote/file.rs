@@ -250,7 +250,7 @@ impl Remote {
             }
         };
         let call = Call::Read { h, off: offset, len: len.min(link.caps.max_read) };
-        let build = |tag| Request::new(tag, call).encode(link.ext.bin);
+        let build = |tag| Request::new(tag, call).encode(link.ext.framing);
         let tag = link.mux.start(build, Deadline::never(), done)?;
         Ok(Pending { offset, len, epoch: link.epoch, tag, answer, answered, _place: place })
     }
@@ -323,9 +323,9 @@ impl Remote {
         if file.kind == FileKind::Plain && !file.is_locked() {
             let close = Call::Close { h };
             let told = match link.is_ours() {
-                true => link.mux.tell(Request::silent(close).encode(link.ext.bin)).is_ok(),
+                true => link.mux.tell(Request::silent(close).encode(link.ext.framing)).is_ok(),
                 false => {
-                    let build = |tag| Request::new(tag, close).encode(link.ext.bin);
+                    let build = |tag| Request::new(tag, close).encode(link.ext.framing);
                     link.mux.start(build, cx.deadline, drop).is_ok()
                 }
             };

@@ -3,8 +3,11 @@
 
 use crate::base::{Cancel, Deadline, Error, Result, now_ms};
 use crate::net::{CallError, Message, Mux};
-use crate::wire::fs::{self, Call, Ext, Reply, Request, Slot, decode_bin_reply, decode_reply};
-use std::sync::atomic::{AtomicI64, Ordering};
+use crate::wire::Frame;
+use crate::wire::fs::{
+    self, Call, Ext, Framing, Reply, Request, Slot, decode_bin_reply, decode_reply,
+};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A connection that has said hello.
@@ -20,8 +23,46 @@ pub struct Link {
     pub epoch: u64,
     /// When the node last answered, in Unix milliseconds.
     pub answered_ms: AtomicI64,
+    pub(super) traffic: Traffic,
     /// What the other end said last, where that is that the node behind it is lost.
     pub behind: Mutex<Option<Error>>,
+}
+
+/// Bytes of requests and replies.
+#[derive(Default)]
+pub(super) struct Traffic {
+    raw: AtomicU64,
+    wire: AtomicU64,
+}
+
+impl Traffic {
+    fn count(&self, raw: usize, wire: usize) {
+        self.raw.fetch_add(raw as u64, Ordering::Relaxed);
+        self.wire.fetch_add(wire as u64, Ordering::Relaxed);
+    }
+
+    fn sent(&self, frame: &Frame) {
+        match frame {
+            Frame::Text(text) => self.count(text.len(), text.len()),
+            Frame::Binary { head, data } => self.count(fs::raw_len(head), head.len() + data.len()),
+        }
+    }
+
+    fn received(&self, message: &Message) {
+        match message {
+            Message::Text(text) => self.count(text.len(), text.len()),
+            Message::Binary(frame) => self.count(fs::raw_len(frame), frame.len()),
+        }
+    }
+}
+
+/// How a connection moves what it moves, for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LineStatus {
+    pub compressed: bool,
+    /// Of requests and their replies, before compression and as they travelled.
+    pub raw_bytes: u64,
+    pub wire_bytes: u64,
 }
 
 /// What a node exports, as it said last.
@@ -70,13 +111,26 @@ impl Link {
         deadline: Deadline,
         cancel: &Cancel,
     ) -> Result<Reply, CallError> {
-        let (op, bin) = (call.op(), self.ext.bin);
-        let build = |tag| Request { tag: Some(tag), call, slot }.encode(bin);
+        let op = call.op();
+        let build = |tag| {
+            let frame = Request { tag: Some(tag), call, slot }.encode(self.ext.framing);
+            self.traffic.sent(&frame);
+            frame
+        };
         let message = self.mux.call(build, deadline, cancel)?;
+        self.traffic.received(&message);
         self.answered_ms.store(now_ms(), Ordering::Relaxed);
         let reply = read(op, &message);
         *self.behind() = reply.as_ref().err().filter(|e| e.is_peer_lost()).cloned();
         reply.map_err(|error| CallError { error, sent: true })
+    }
+
+    pub fn line(&self) -> LineStatus {
+        LineStatus {
+            compressed: self.ext.framing == Framing::Lz4,
+            raw_bytes: self.traffic.raw.load(Ordering::Relaxed),
+            wire_bytes: self.traffic.wire.load(Ordering::Relaxed),
+        }
     }
 
     pub(super) fn behind(&self) -> MutexGuard<'_, Option<Error>> {

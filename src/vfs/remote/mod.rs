@@ -13,5 +13,5 @@ mod tree;
 
 pub use dial::{Dial, SILENCE, expect_answers, say_hello};
 pub use export::{Remote, Which};
-pub use link::Link;
+pub use link::{LineStatus, Link};
 pub use peer::{Connector, Hooks, Peer, PeerStatus};

@@ -3,7 +3,7 @@
 //! growing steps.
 
 use super::export::unexpected;
-use super::link::{Link, Told};
+use super::link::{LineStatus, Link, Told};
 use super::numbered::{Numbered, Slots};
 use crate::base::{Cancel, Code, Deadline, Error, Gauge, Notify, Result, id, now_ms};
 use crate::vfs::{Caller, Watch};
@@ -105,6 +105,8 @@ pub struct PeerStatus {
     /// loss of a connection or one that could not be made.
     pub last_success_ms: i64,
     pub last_failure_ms: i64,
+    /// The connection that there is.
+    pub line: Option<LineStatus>,
 }
 
 impl Peer {
@@ -221,6 +223,7 @@ impl Peer {
                 .as_ref()
                 .map_or(s.last_success_ms, |link| link.answered_ms.load(Ordering::Relaxed)),
             last_failure_ms: s.last_failure_ms,
+            line: s.link.as_ref().map(|link| link.line()),
         }
     }
 
@@ -386,7 +389,7 @@ impl Peer {
     /// does not answer a question that costs it nothing either. Does not wait.
     pub fn doubt(self: &Arc<Peer>, link: &Arc<Link>) {
         let (peer, doubted) = (Arc::downgrade(self), Arc::downgrade(link));
-        let build = |tag| Request::new(tag, Call::Exports).encode(false);
+        let build = |tag| Request::new(tag, Call::Exports).encode(fs::Framing::Text);
         let asked = link.mux.start(build, Deadline::after_ms(PROBE_MS), move |reply| {
             if reply.is_err()
                 && let (Some(peer), Some(link)) = (peer.upgrade(), doubted.upgrade())

@@ -1,7 +1,7 @@
 //! `t_fs_hello` and its reply: who speaks, with what right, and what both sides understand
 //! (spec: fs 3.1, 3.3 and 23.1).
 
-use super::Op;
+use super::{Framing, Op};
 use crate::base::{Code, Error, Result};
 use crate::wire::{Fields, Object};
 use serde::Serialize;
@@ -32,8 +32,7 @@ pub struct Binding {
 /// The extensions offered, and in the reply those accepted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ext {
-    /// File data travels in binary frames.
-    pub bin: bool,
+    pub framing: Framing,
     /// Requests that may be in flight at once on this connection; 0 = not said.
     pub max_inflight: u32,
     pub ops: Vec<Op>,
@@ -118,7 +117,8 @@ impl Object {
         let names: Vec<_> = ext.ops.iter().map(|op| op.wire()).collect();
         let o = Object::new()
             .put("v", 1)
-            .put("bin", u8::from(ext.bin))
+            .put("bin", u8::from(ext.framing >= Framing::Binary))
+            .put_some("lz4", (ext.framing == Framing::Lz4).then_some(1))
             .put("max_inflight", ext.max_inflight)
             .put("ops", names)
             .put_some("session", ext.session.as_ref())
@@ -131,14 +131,14 @@ impl Ext {
     /// Everything this implementation knows.
     pub fn all() -> Ext {
         let ops = Op::ALL.iter().copied().filter(|op| op.is_extension()).collect();
-        Ext { bin: true, max_inflight: 64, ops, session: None, resumed: false }
+        Ext { framing: Framing::Lz4, max_inflight: 64, ops, session: None, resumed: false }
     }
 
     /// What both sides know.
     #[must_use]
     pub fn accept(&self, ours: &Ext) -> Ext {
         Ext {
-            bin: self.bin && ours.bin,
+            framing: self.framing.min(ours.framing),
             max_inflight: match self.max_inflight {
                 0 => ours.max_inflight,
                 n => n.min(ours.max_inflight),
@@ -162,7 +162,11 @@ impl Ext {
         }
         let names = ext.strings("ops").ok()?.unwrap_or_default();
         Some(Ext {
-            bin: ext.u32("bin").ok()? == Some(1),
+            framing: match (ext.u32("bin").ok()?, ext.u32("lz4").ok()?) {
+                (Some(1), Some(1)) => Framing::Lz4,
+                (Some(1), _) => Framing::Binary,
+                _ => Framing::Text,
+            },
             max_inflight: ext.u32("max_inflight").ok()?.unwrap_or(0),
             ops: names
                 .iter()

@@ -10,7 +10,9 @@ mod hello;
 mod reply;
 mod request;
 
-pub use bin::{BIN_HEADER, BIN_VERSION, BinKind, Head, decode_bin, frame_tag};
+pub use bin::{
+    BIN_HEADER, BIN_VERSION, BinKind, Framing, Head, decode_bin, frame_tag, raw_len, unpacked_max,
+};
 pub use event::Event;
 pub use hello::{Binding, Caps, Ext, Hello, HelloReply, PROTO, PROTOCOL};
 pub use reply::{

@@ -1,7 +1,7 @@
 //! Replies of the node protocol (spec: fs 2 and 5), and the error reply. Field names of the later SDKs
 //! (`node`, `handle`) are sent beside the real ones (design: field spellings).
 
-use super::bin::{BinKind, Head, decode_bin, encode_bin};
+use super::bin::{BinKind, Framing, Head, decode_bin, encode_bin};
 use super::{HelloReply, Lock, Op, Range, get_name, put_name};
 use crate::base::{Code, Error, Result};
 use crate::wire::{Channel, Envelope, Fields, Frame, Object};
@@ -167,12 +167,19 @@ impl Failure {
 }
 
 impl Reply {
-    /// The frame to send; READ's as a binary one where `bin` was negotiated.
-    pub fn encode(&self, op: Op, tag: Option<u32>, bin: bool) -> Frame {
-        if let (Reply::Data { bytes, eof }, true) = (self, bin) {
-            let meta = Object::new().put("eof", eof).finish();
-            let head = Head { kind: BinKind::Reply, op, tag: tag.unwrap_or(0) };
-            return encode_bin(head, &meta, bytes);
+    /// The frame to send; READ's as a binary one where that was negotiated, READDIRP's where it is compressed.
+    pub fn encode(&self, op: Op, tag: Option<u32>, framing: Framing) -> Frame {
+        let head = Head { kind: BinKind::Reply, op, tag: tag.unwrap_or(0) };
+        match self {
+            Reply::Data { bytes, eof } if framing >= Framing::Binary => {
+                let meta = Object::new().put("eof", eof).finish();
+                return encode_bin(head, &meta, bytes, framing);
+            }
+            Reply::Dir { .. } if framing == Framing::Lz4 => {
+                let payload = Bytes::from(self.payload().finish());
+                return encode_bin(head, "{}", &payload, framing);
+            }
+            _ => {}
         }
         let o = Object::new()
             .put("channel", "acheron")
@@ -347,17 +354,27 @@ pub fn decode_reply(op: Op, text: &str) -> Result<Reply> {
     Reply::read(op, &payload).map_err(|e| nonsense(&e.message))
 }
 
-/// What a peer answered to `op` in a binary frame; only READ is answered so. The data is a slice of it.
+/// What a peer answered to `op` in a binary frame: READ, and READDIRP with the payload as its data. Data that
+/// was not compressed is a slice of it.
 pub fn decode_bin_reply(op: Op, frame: &Bytes) -> Result<Reply> {
     let nonsense = |what: &str| nonsense(op, what);
-    let (head, meta, data) = decode_bin(frame).map_err(|e| nonsense(&e.message))?;
+    let (head, meta, data) = decode_bin(frame, Framing::Lz4).map_err(|e| nonsense(&e.message))?;
     let meta = std::str::from_utf8(&meta).ok().and_then(|m| Fields::parse(m).ok());
     let meta = meta.ok_or_else(|| nonsense("has no JSON meta"))?;
-    if head.kind != BinKind::Reply || head.op != op || op != Op::Read {
-        return Err(nonsense("is a binary frame of another operation"));
+    match op {
+        _ if head.kind != BinKind::Reply || head.op != op => {}
+        Op::Read => {
+            let eof = meta.bool("eof").ok().flatten().unwrap_or(false);
+            return Ok(Reply::Data { bytes: data, eof });
+        }
+        Op::Readdirp => {
+            let payload = std::str::from_utf8(&data).ok().and_then(|d| Fields::parse(d).ok());
+            let payload = payload.ok_or_else(|| nonsense("has no payload object"))?;
+            return Reply::read(op, &payload).map_err(|e| nonsense(&e.message));
+        }
+        _ => {}
     }
-    let eof = meta.bool("eof").ok().flatten().unwrap_or(false);
-    Ok(Reply::Data { bytes: data, eof })
+    Err(nonsense("is a binary frame of another operation"))
 }
 
 fn nonsense(op: Op, what: &str) -> Error {

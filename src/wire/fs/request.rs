@@ -1,7 +1,7 @@
 //! Requests of the node protocol (spec: fs 5), and what is wrong with those that cannot be read.
 
 use super::args::Args;
-use super::bin::{BinKind, Head, encode_bin};
+use super::bin::{BinKind, Framing, Head, encode_bin};
 use super::{Hello, Op};
 use crate::base::{Error, Result};
 use crate::wire::{Channel, Envelope, Fields, Frame, Object, acheron};
@@ -287,14 +287,16 @@ impl Request {
         Request { tag: None, call, slot: None }
     }
 
-    /// The frame to send; WRITE as a binary one where `bin` was negotiated.
-    pub fn encode(&self, bin: bool) -> Frame {
+    /// The frame to send; WRITE as a binary one where that was negotiated.
+    pub fn encode(&self, framing: Framing) -> Frame {
         let op = self.call.op();
-        if let (Call::Write { h, off, data }, true) = (&self.call, bin) {
+        if let Call::Write { h, off, data } = &self.call
+            && framing >= Framing::Binary
+        {
             let meta = Slot::put(self.slot, Object::new().put("h", h));
             let meta = meta.object("payload", Object::new().put("off", off)).finish();
             let head = Head { kind: BinKind::Request, op, tag: self.tag.unwrap_or(0) };
-            return encode_bin(head, &meta, data);
+            return encode_bin(head, &meta, data, framing);
         }
         let payload = self.call.payload();
         let o = Object::with_capacity(160)

@@ -17,7 +17,7 @@ fn decode(frame: &Frame) -> Request {
     match frame {
         Frame::Text(text) => Request::decode_text(text).unwrap(),
         Frame::Binary { .. } => {
-            let (head, meta, data) = decode_bin(&joined(frame)).unwrap();
+            let (head, meta, data) = decode_bin(&joined(frame), Framing::Lz4).unwrap();
             Request::decode_bin(&head, std::str::from_utf8(&meta).unwrap(), data).unwrap()
         }
     }
@@ -97,11 +97,14 @@ fn hello_offers_and_accepts() {
         ..Hello::default()
     };
     let request = Request::new(1, Call::Hello(hello.clone()));
-    assert_eq!(decode(&request.encode(false)), request);
+    assert_eq!(decode(&request.encode(Framing::Text)), request);
     let ours =
-        Ext { bin: false, max_inflight: 8, ops: vec![Op::Fsync], session: None, resumed: false };
+        Ext { framing: Framing::Text, max_inflight: 8, ops: vec![Op::Fsync], ..Ext::default() };
     let accepted = hello.ext.unwrap().accept(&ours);
-    assert_eq!((accepted.bin, accepted.max_inflight, accepted.ops), (false, 8, vec![Op::Fsync]));
+    assert_eq!(
+        (accepted.framing, accepted.max_inflight, accepted.ops),
+        (Framing::Text, 8, vec![Op::Fsync])
+    );
     let other = r#"{"protocol":"unified-v2-fs","proto":2,"ext":{"v":9}}"#;
     assert_eq!(Hello::read(&Fields::parse(other).unwrap()).unwrap().ext, None);
     for (text, message) in [
@@ -131,14 +134,89 @@ fn events_survive_the_wire() {
 #[test]
 fn binary_frames_that_lie_about_their_lengths_are_refused() {
     let call = Call::Write { h: 1, off: 2, data: Bytes::from_static(b"abc") };
-    let good = joined(&Request::new(9, call).encode(true));
+    let good = joined(&Request::new(9, call).encode(Framing::Binary));
     assert_eq!(frame_tag(&good), Some(9));
     for cut in 0..good.len() {
-        assert!(decode_bin(&good.slice(..cut)).is_err());
+        assert!(decode_bin(&good.slice(..cut), Framing::Lz4).is_err());
     }
     let mut bad = good.to_vec();
     bad[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
-    assert!(decode_bin(&bad.into()).is_err());
+    assert!(decode_bin(&bad.into(), Framing::Lz4).is_err());
+}
+
+#[test]
+fn data_is_compressed_where_that_makes_it_smaller() {
+    let request = |data: Bytes| Request::new(9, Call::Write { h: 1, off: 2, data });
+    let noise: Bytes = (0..4096).map(|_| crate::base::id::random_u53() as u8).collect();
+    for (data, smaller) in [
+        (Bytes::from(b"fn main() {}\n".repeat(1000)), true),
+        (Bytes::from(vec![0; crate::wire::DATA_MAX]), true),
+        (Bytes::from(vec![0; 511]), false),
+        (noise, false),
+    ] {
+        let plain = joined(&request(data.clone()).encode(Framing::Binary));
+        let packed = joined(&request(data.clone()).encode(Framing::Lz4));
+        assert_eq!((packed.len() < plain.len(), packed == plain), (smaller, !smaller));
+        assert_eq!((raw_len(&packed), raw_len(&plain)), (plain.len(), plain.len()));
+        assert_eq!(decode_bin(&packed, Framing::Lz4).unwrap().2, data);
+        assert_eq!(decode_bin(&packed, Framing::Binary).is_err(), smaller);
+    }
+}
+
+#[test]
+fn blocks_that_lie_about_their_length_are_refused() {
+    let raw = b"0123456789abcdef".repeat(64);
+    let call = Call::Write { h: 1, off: 2, data: raw.clone().into() };
+    let good = joined(&Request::new(9, call).encode(Framing::Lz4));
+    let max = unpacked_max(Op::Write);
+    let refused = |frame: &[u8]| {
+        let e = decode_bin(&Bytes::copy_from_slice(frame), Framing::Lz4).unwrap_err();
+        e.message.to_string()
+    };
+    for cut in 0..good.len() {
+        refused(&good[..cut]);
+    }
+    let says = |len: usize| {
+        let mut frame = good.to_vec();
+        frame[12..16].copy_from_slice(&(len as u32).to_le_bytes());
+        frame
+    };
+    assert!(decode_bin(&says(raw.len()).into(), Framing::Lz4).is_ok());
+    for len in [0, 1, raw.len() - 1, raw.len() + 1, max, max + 1, u32::MAX as usize] {
+        assert!(refused(&says(len)).contains("LZ4 block"), "{len}");
+    }
+    // A block that goes on for longer than it may.
+    let bomb = vec![0; max + 1];
+    let mut frame = says(max);
+    frame.truncate(BIN_HEADER + u32::from_le_bytes(good[8..12].try_into().unwrap()) as usize);
+    frame.extend(lz4_flex::block::compress(&bomb));
+    assert!(refused(&frame).contains("LZ4 block"));
+    // A match from before the beginning.
+    frame.truncate(frame.len().min(BIN_HEADER + good[8] as usize));
+    frame.extend([0x0f, 0xff, 0xff, 0xff, 0xff]);
+    assert!(refused(&frame).contains("LZ4 block"));
+    // A meta that is longer than the message.
+    let mut long = good.to_vec();
+    long[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert!(refused(&long).contains("do not add up"));
+}
+
+#[test]
+fn compression_needs_both_sides_to_have_said_it() {
+    let ext = |text: &str| {
+        let hello = format!(r#"{{"protocol":"unified-v2-fs","proto":2,"ext":{text}}}"#);
+        Hello::read(&Fields::parse(&hello).unwrap()).unwrap().ext.unwrap().framing
+    };
+    assert_eq!(ext(r#"{"v":1,"bin":1,"lz4":1}"#), Framing::Lz4);
+    assert_eq!(ext(r#"{"v":1,"bin":1}"#), Framing::Binary);
+    assert_eq!(ext(r#"{"v":1,"lz4":1}"#), Framing::Text);
+    let offered = Ext { framing: Framing::Binary, ..Ext::all() };
+    assert_eq!(offered.accept(&Ext::all()), offered);
+    let hello = Hello { ext: Some(offered), ..Hello::default() };
+    let Frame::Text(text) = Request::new(1, Call::Hello(hello)).encode(Framing::Text) else {
+        panic!()
+    };
+    assert!(!text.contains("lz4"));
 }
 
 #[test]
@@ -162,7 +240,7 @@ fn a_write_is_not_guessed_from_fields_of_another_type() {
 #[test]
 fn tags_are_found_without_parsing_everything() {
     for reply in [Reply::Done, Reply::Data { bytes: Bytes::from_static(b"\"tag\":3"), eof: true }] {
-        let Frame::Text(text) = reply.encode(Op::Read, Some(42), false) else { panic!() };
+        let Frame::Text(text) = reply.encode(Op::Read, Some(42), Framing::Text) else { panic!() };
         assert_eq!(text_tag(&text), Some(42));
     }
     assert_eq!(
@@ -177,14 +255,18 @@ fn name() -> impl Strategy<Value = OsString> {
     proptest::collection::vec(1u8..=255, 1..20).prop_map(OsString::from_vec)
 }
 
+fn framing() -> impl Strategy<Value = Framing> {
+    prop_oneof![Just(Framing::Text), Just(Framing::Binary), Just(Framing::Lz4)]
+}
+
 fn call() -> impl Strategy<Value = Call> {
     let id = 1u64..(1 << 53);
     prop_oneof![
         (id.clone(), name()).prop_map(|(dir, name)| Call::Lookup { dir, name }),
         (id.clone(), any::<u64>(), any::<u32>(), 0u32..9)
             .prop_map(|(dir, cookie, max, bytes)| { Call::Readdirp { dir, cookie, max, bytes } }),
-        (id.clone(), any::<u64>(), proptest::collection::vec(any::<u8>(), 0..200))
-            .prop_map(|(h, off, data)| Call::Write { h, off, data: data.into() }),
+        (id.clone(), any::<u64>(), proptest::collection::vec(any::<u8>(), 0..200), 1usize..20)
+            .prop_map(|(h, off, data, n)| Call::Write { h, off, data: data.repeat(n).into() }),
         (id.clone(), name(), any::<u32>(), any::<u32>())
             .prop_map(|(dir, name, mode, flags)| Call::Create { dir, name, mode, flags }),
         ((id.clone(), name()), (id.clone(), name()), 0u32..3)
@@ -221,29 +303,29 @@ fn call() -> impl Strategy<Value = Call> {
 
 proptest! {
     #[test]
-    fn requests_survive_the_wire(tag in any::<u32>(), call in call(), bin in any::<bool>()) {
-        let slot = bin.then_some(Slot { rid: 7, ack: 3 });
+    fn requests_survive_the_wire(tag in any::<u32>(), call in call(), framing in framing()) {
+        let slot = (framing == Framing::Lz4).then_some(Slot { rid: 7, ack: 3 });
         let request = Request { tag: Some(tag), call, slot };
-        prop_assert_eq!(decode(&request.encode(bin)), request);
+        prop_assert_eq!(decode(&request.encode(framing)), request);
     }
 
     #[test]
     fn data_and_listings_survive_the_wire(
         bytes in proptest::collection::vec(any::<u8>(), 0..300),
         names in proptest::collection::vec(name(), 0..5),
-        eof: bool, bin: bool,
+        eof: bool, framing in framing(), times in 1usize..20,
     ) {
-        let data = Reply::Data { bytes: bytes.into(), eof };
-        prop_assert_eq!(reply(Op::Read, &data.encode(Op::Read, Some(1), bin)), data);
+        let data = Reply::Data { bytes: bytes.repeat(times).into(), eof };
+        prop_assert_eq!(reply(Op::Read, &data.encode(Op::Read, Some(1), framing)), data);
         let entries = names.into_iter().map(|name| DirEntry { name, attr: Attr { id: 9, kind: 1, ..Attr::default() }, cookie: eof.then_some(7) });
         let dir = Reply::Dir { entries: entries.collect(), next: 7, eof, dir_gen: 3 };
-        prop_assert_eq!(reply(Op::Readdirp, &dir.encode(Op::Readdirp, Some(1), bin)), dir);
+        prop_assert_eq!(reply(Op::Readdirp, &dir.encode(Op::Readdirp, Some(1), framing)), dir);
     }
 
     #[test]
     fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let bytes = Bytes::from(bytes);
-        let _ = decode_bin(&bytes);
+        let _ = decode_bin(&bytes, Framing::Lz4);
         let text = String::from_utf8_lossy(&bytes);
         let _ = Request::decode_text(&text);
         let _ = text_tag(&text);

@@ -11,6 +11,7 @@ use spiderweb::vfs::{
     OpenFlags, Opened, PageLimit, Read, ReadDir, SetAttr, StatFs, Synthetic, Tree, Watch, Workers,
     Written,
 };
+use spiderweb::wire::fs::Framing;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -47,7 +48,7 @@ fn a_remembered_remote_tree_conforms() {
     conformance(&|| {
         let (scratch, threads) = (Scratch::new(), Threads::start());
         let node = Node::start(scratch.path());
-        let tree = Cached::new(node.remote(true), threads.0.clone());
+        let tree = Cached::new(node.remote(Framing::Binary), threads.0.clone());
         Fixture { tree, links: true, host_like: true, keep: Box::new((threads, node, scratch)) }
     });
 }
@@ -360,7 +361,7 @@ fn a_large_file_read_in_order_is_asked_for_in_large_pieces() {
 fn two_clients_of_a_node_see_each_other() {
     let (scratch, threads) = (Scratch::new(), Threads::start());
     let node = Node::start(scratch.path());
-    let cached = || Cached::new(node.remote(true), threads.0.clone());
+    let cached = || Cached::new(node.remote(Framing::Binary), threads.0.clone());
     let fixture =
         |tree| Fixture { tree, links: true, host_like: true, keep: Box::new(()) as Box<_> };
     let (a, b) = (fixture(cached()), fixture(cached()));

@@ -9,7 +9,7 @@ use spiderweb::vfs::remote::{Connector, Dial, Hooks, Link, Peer, Remote, say_hel
 use spiderweb::vfs::synthetic::{dir, fixed, text};
 use spiderweb::vfs::{Cx, Local, LocalOptions, NodeId, OpenFlags, Synthetic, Tree, walk};
 use spiderweb::wire::Envelope;
-use spiderweb::wire::fs::{Event, Hello, text_tag};
+use spiderweb::wire::fs::{Event, Framing, Hello, text_tag};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -35,17 +35,17 @@ impl Node {
     }
 
     /// The node's export, over a connection of its own.
-    pub fn remote(&self, binary: bool) -> Arc<Remote> {
-        Remote::new(Peer::new(Arc::new(self.dial(binary))), None)
+    pub fn remote(&self, framing: Framing) -> Arc<Remote> {
+        Remote::new(Peer::new(Arc::new(self.dial(framing))), None)
     }
 
-    fn dial(&self, binary: bool) -> Dial {
+    fn dial(&self, framing: Framing) -> Dial {
         Dial {
             net: self.net.clone(),
             url: self.url().parse().unwrap(),
             bearer: None,
             hello: Hello { auth_token: Some("t".into()), ..Hello::default() },
-            binary,
+            framing,
             silence: spiderweb::vfs::remote::SILENCE,
         }
     }
@@ -93,21 +93,26 @@ impl Inbound for Frames {
     }
 }
 
-fn fixture(binary: bool) -> Fixture {
+fn fixture(framing: Framing) -> Fixture {
     let scratch = Scratch::new();
     let node = Node::start(scratch.path());
-    let tree = node.remote(binary);
+    let tree = node.remote(framing);
     Fixture { tree, links: true, host_like: true, keep: Box::new((node, scratch)) }
 }
 
 #[test]
 fn a_remote_tree_conforms_over_binary_frames() {
-    conformance(&|| fixture(true));
+    conformance(&|| fixture(Framing::Binary));
+}
+
+#[test]
+fn a_remote_tree_conforms_over_compressed_frames() {
+    conformance(&|| fixture(Framing::Lz4));
 }
 
 #[test]
 fn a_remote_tree_conforms_over_json() {
-    conformance(&|| fixture(false));
+    conformance(&|| fixture(Framing::Text));
 }
 
 #[test]
@@ -123,7 +128,7 @@ fn a_remote_tree_conforms_over_the_base_protocol() {
     conformance_without(&left_out, &|| {
         let scratch = Scratch::new();
         let node = Node::start(scratch.path());
-        let tree = Remote::new(Peer::new(Arc::new(Plain(node.dial(false)))), None);
+        let tree = Remote::new(Peer::new(Arc::new(Plain(node.dial(Framing::Text)))), None);
         Fixture { tree, links: false, host_like: false, keep: Box::new((node, scratch)) }
     });
 }
@@ -159,7 +164,7 @@ fn a_busy_node_is_asked_again() {
     let node = serve(Arc::new(Synthetic::new(dir([("busy", busy)])).unwrap()), "t");
     let cx = Cx::internal(Deadline::after_ms(20_000));
     let path = "/busy".parse().unwrap();
-    assert_eq!(walk::read_all(&*node.remote(true), &cx, &path, 99).unwrap(), b"at last");
+    assert_eq!(walk::read_all(&*node.remote(Framing::Binary), &cx, &path, 99).unwrap(), b"at last");
     assert!(asked.load(Ordering::SeqCst) > 3);
 }
 
@@ -173,7 +178,7 @@ fn one_call_that_is_not_answered_in_time_leaves_the_others_alone() {
     });
     let tree = dir([("slow", slow), ("quick", fixed("quick"))]);
     let node = serve(Arc::new(Synthetic::new(tree).unwrap()), "t");
-    let remote = node.remote(true);
+    let remote = node.remote(Framing::Binary);
     let cx = |ms| Cx::internal(Deadline::after_ms(ms));
     let quick = remote.lookup(&cx(20_000), NodeId::ROOT, Name::text("quick").unwrap()).unwrap();
     let opened = remote.open(&cx(20_000), quick.id, OpenFlags::READ).unwrap();

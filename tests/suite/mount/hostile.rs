@@ -97,6 +97,19 @@ const NODES: &[(&str, Nonsense)] = &[
         all.push(Message::text(a.reply(&a.decent)));
         all
     }),
+    // Few bytes that say they are a compressed gigabyte.
+    ("bomb", |a| {
+        let mut frame = vec![1, 0x81, 7, 0];
+        for word in [a.tag as u32, 2, 1 << 30] {
+            frame.extend(word.to_le_bytes());
+        }
+        frame.extend(b"{}");
+        frame.extend([0xff; 100]);
+        match a.op {
+            "read" => vec![Message::binary(frame)],
+            _ => vec![Message::text(a.reply(&a.decent))],
+        }
+    }),
     ("events", |a| {
         let event = |n: i64| {
             let payload =
@@ -144,6 +157,11 @@ fn start(nonsense: Nonsense) -> String {
         }
     });
     url
+}
+
+/// The URL of a node that answers decently, in JSON, and knows no extensions.
+pub fn old_node() -> String {
+    start(|a| vec![Message::text(a.reply(&a.decent))])
 }
 
 /// Everything that a shell does in a directory; false if some of it does not come to an end.

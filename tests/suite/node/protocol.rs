@@ -2,14 +2,15 @@
 
 use super::raw::{Raw, errno, eventually};
 use crate::conformance::Scratch;
+use bytes::Bytes;
 use serde_json::{Value, json};
 use spiderweb::base::{Deadline, Error, Notify, Pool, Timer};
 use spiderweb::net::{Listener, Net};
 use spiderweb::node::{Door, Entry, Export, Exports, FsService, Server, TokenDoor};
 use spiderweb::vfs::synthetic::{Synthetic, dir, stream};
 use spiderweb::vfs::{Local, LocalOptions, Read, Tree};
-use spiderweb::wire::base64_encode;
-use spiderweb::wire::fs::Hello;
+use spiderweb::wire::fs::{Call, Framing, Hello, Request};
+use spiderweb::wire::{Frame, base64_encode};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
@@ -164,6 +165,41 @@ fn after_the_hello_only_frames_that_make_no_sense_end_the_connection() {
     let (mut c, _) = node.client();
     assert_eq!(c.fails("hello", json!({}), json!({"proto": 2})).1, "MissingField");
     c.closes();
+}
+
+#[test]
+fn compressed_frames_are_taken_where_both_sides_have_said_so() {
+    let node = Node::start();
+    let write = |h: u64, framing: Framing| {
+        let data = Bytes::from(b"again and ".repeat(500));
+        match Request::new(9, Call::Write { h, off: 0, data }).encode(framing) {
+            Frame::Binary { head, data } => [head, data].concat(),
+            Frame::Text(_) => panic!("a binary frame expected"),
+        }
+    };
+    for (lz4, agreed) in [(json!(1), true), (json!(0), false), (Value::Null, false)] {
+        let mut c = Raw::open(node.listener.addr(), "/v2/fs", None);
+        let ext = json!({"v": 1, "bin": 1, "lz4": lz4, "ops": []});
+        let reply = c.hello(json!({"ext": ext}));
+        assert_eq!(reply["ext"]["lz4"], if agreed { json!(1) } else { Value::Null });
+        let (root, name) = (c.root(), format!("f{lz4}"));
+        let flags = libc::O_RDWR | libc::O_CREAT;
+        let made = json!({"name": name, "mode": 0o644, "flags": flags});
+        let made = c.call("create", json!({"node": root}), made);
+        let h = made["h"].as_u64().unwrap();
+        let good = write(h, Framing::Lz4);
+        let mut lying = good.clone();
+        lying[12] ^= 1;
+        for (frame, taken) in [(lying, false), (good, agreed), (write(h, Framing::Binary), true)] {
+            c.send_binary(&frame);
+            let answer = c.answer().unwrap();
+            assert_eq!(answer["ok"], taken, "{answer}");
+            if taken {
+                assert_eq!(answer["payload"]["n"], 5000);
+            }
+        }
+        assert_eq!(std::fs::read(node.dir.path().join(name)).unwrap(), b"again and ".repeat(500));
+    }
 }
 
 #[test]

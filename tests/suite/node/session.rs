@@ -11,7 +11,7 @@ use spiderweb::vfs::remote::{Dial, Peer, Remote};
 use spiderweb::vfs::{
     Cx, Local, LocalOptions, LockKind, LockRequest, NodeId, OpenFlags, Read, RenameFlags, Tree,
 };
-use spiderweb::wire::fs::Hello;
+use spiderweb::wire::fs::{Framing, Hello};
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -184,7 +184,7 @@ fn cut_client(node: &Node) -> (Arc<Remote>, Between, Arc<Net>) {
         url: format!("ws://{}/v2/fs", between.addr).parse().unwrap(),
         bearer: None,
         hello: Hello::default(),
-        binary: true,
+        framing: Framing::Binary,
         silence: spiderweb::vfs::remote::SILENCE,
     };
     (Remote::new(Peer::new(Arc::new(dial)), None), between, net)
