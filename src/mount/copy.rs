@@ -1,9 +1,11 @@
-//! Copies between the tree and this host: `get` and `put`, with the manners of cp(1) and scp(1). Modes and
-//! times go along; owners do not. A file of this host appears under its name only when it is whole.
+//! Copies: between the tree and this host, `get` and `put`, with the manners of cp(1) and scp(1), and from one
+//! endpoint to another with those of mv(1). To and from this host, modes and times go along; owners do not. A file of this host appears under its name only when it is whole.
 
+mod across;
 mod get;
 mod put;
 
+pub use across::Across;
 pub use get::{fetch, get};
 pub use put::{put, store};
 

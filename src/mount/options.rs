@@ -68,6 +68,8 @@ pub struct Options {
     pub default_permissions: bool,
     pub read_only: bool,
     pub no_exec: bool,
+    /// Files are renamed from one endpoint to another by copying them.
+    pub copy_across: bool,
     /// For each operation.
     pub timeout_ms: u64,
     pub view: View,
@@ -85,6 +87,7 @@ impl Options {
             .put("allow_other", self.allow_other)
             .put("default_permissions", self.default_permissions || self.allow_other)
             .put("noexec", self.no_exec)
+            .put("copy_across", self.copy_across)
             .put("timeout_ms", self.timeout_ms)
             .put("attr_timeout_ms", v.attr_timeout.as_millis() as u64)
             .put("uid", v.uid)

@@ -140,6 +140,16 @@ impl World {
         Ok(())
     }
 
+    /// Whether the export that a directory belongs to is read-only, as far as its node has told.
+    pub fn is_read_only(&self, cx: &Cx, dir: NodeId) -> Result<bool> {
+        let (path, attached) = (self.tree.path(cx, dir)?, self.attached());
+        let mounts = attached.iter().map(|a| &a.source.endpoint.mount_path);
+        let above = mounts.filter(|mount| path.below(mount).is_some());
+        let Some(at) = above.max_by_key(|mount| mount.names().count()) else { return Ok(false) };
+        let mut members = attached.iter().filter(|a| a.source.endpoint.mount_path == *at);
+        Ok(members.any(|a| a.remote.described(cx).is_ok_and(|export| export.ro)))
+    }
+
     /// Whether a path is a directory that only holds mount points.
     pub fn is_virtual(&self, path: &TreePath) -> bool {
         self.tree.status().iter().all(|mount| path.below(&mount.path).is_none())

@@ -74,13 +74,14 @@ pub fn mount(url: &str, at: &Path) -> Result<()> {
         default_permissions: false,
         read_only: false,
         no_exec: false,
+        copy_across: false,
         timeout_ms: TIMEOUT_MS,
         view: View::default(),
         cache_bytes: None,
     };
     let point = point::prepare(at)?;
     let signals = Signals::install()?;
-    let mounted = fuse::mount(union, &point.path, &options, signals.stopper())?;
+    let mounted = fuse::mount(union, None, &point.path, &options, signals.stopper())?;
     signals.wait();
     mounted.unmount(Deadline::after_ms(GRACE_MS));
     workers.stop();

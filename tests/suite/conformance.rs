@@ -6,6 +6,7 @@ mod changes;
 mod files;
 mod listing;
 mod local;
+pub use local::SmallDisk;
 mod model;
 mod mounted;
 mod random;

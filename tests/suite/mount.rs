@@ -1,6 +1,7 @@
 //! spiderweb-fs-mount as its users meet it: the built program against nodes that run here, from a shell
 //! and as a real FUSE mount. Every command that touches a mount runs under `timeout`.
 
+mod across;
 mod compress;
 mod copy;
 mod faults;

@@ -2,6 +2,7 @@
 
 use crate::base::{Deadline, Result, ResultExt, Signal, Signals};
 use crate::cli::Args;
+use crate::mount::copy::Across;
 use crate::mount::daemonize::{self, Log};
 use crate::mount::options::Options;
 use crate::mount::report::Reporter;
@@ -44,7 +45,9 @@ pub fn run(world: &Arc<World>, net: &Arc<Net>, plan: Plan) -> Result<()> {
     let signals = Signals::install()?;
     let reporter = Arc::new(Reporter::default());
     reporter.watch(world);
-    let mounted = fuse::mount(world.tree.clone(), &at, &plan.options, signals.stopper())?;
+    let across = plan.options.copy_across.then(|| Across::new(world.clone()));
+    let tree = world.tree.clone();
+    let mounted = fuse::mount(tree, across, &at, &plan.options, signals.stopper())?;
     let begun = begin(world, &at, &plan, &mounted, log);
     let following = begun.and_then(|server| {
         let sync = plan.sync.filter(|sync| sync.interval_ms > 0);

@@ -44,6 +44,7 @@ const TABLE: &[(&str, Means)] = &[
     ("default_permissions", On("-o default_permissions")),
     ("noexec", On("-o noexec")),
     ("exec", Off("-o noexec")),
+    ("copy_across", On("-o copy_across")),
     ("workspace", On("-o workspace")),
     ("fsname", Sets("-o fsname")),
     ("uid", Sets("-o uid")),
@@ -146,6 +147,7 @@ pub fn read(args: &Args, source: String, timeout_ms: u64) -> Result<Options> {
         default_permissions: args.has("-o default_permissions"),
         read_only: args.has("--read-only"),
         no_exec: args.has("-o noexec"),
+        copy_across: args.has("-o copy_across"),
         timeout_ms,
         view: View {
             uid: owner(args, "-o uid", |name| {

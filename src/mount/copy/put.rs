@@ -125,7 +125,7 @@ struct Source<'i> {
 }
 
 /// Reads chunks in their order and writes them, several at the same time.
-fn push(
+pub(super) fn push(
     job: &Job<'_>,
     handle: Handle,
     threads: usize,

@@ -8,10 +8,12 @@ use super::invalidate::Changes;
 use super::locks::Locks;
 use super::threads::Threads;
 use super::waiting::Waiting;
-use crate::base::{Cancel, Code, Deadline, Error, Result, Wait};
+use crate::base::{Cancel, Code, Deadline, Error, Name, Result, Wait};
+use crate::mount::copy::Across;
 use crate::mount::options::View;
 use crate::vfs::{
-    Attr, Caller, Cx, FileKind, Handle, NodeId, Opened, Read, StatFs, Tree, Who, Written,
+    Attr, Caller, Cx, Event, FileKind, Handle, NodeId, Opened, Read, RenameFlags, StatFs, Tree,
+    Who, Written,
 };
 use bytes::Bytes;
 use fuser::{
@@ -45,6 +47,7 @@ pub struct Front {
 
 pub struct Adapter {
     pub tree: Arc<dyn Tree>,
+    pub across: Option<Across>,
     pub who: Arc<Who>,
     pub timeout_ms: u64,
     pub view: View,
@@ -193,6 +196,23 @@ impl Adapter {
         if opened.kind == FileKind::Plain {
             let deadline = cx.deadline.min(Deadline::after_ms(SETTLE_MS));
             let _ = self.changes.settle(node, deadline, &cx.cancel);
+        }
+    }
+
+    pub fn rename(
+        &self,
+        from: (NodeId, Name<'_>),
+        to: (NodeId, Name<'_>),
+        flags: RenameFlags,
+    ) -> Result<()> {
+        match (self.tree.rename(&self.cx(), from, to, flags), &self.across) {
+            (Err(e), Some(across)) if e.errno() == libc::EXDEV => {
+                let node = across.rename(&self.cancel, from, to, flags)?;
+                // What the kernel has of the file is of where it was.
+                self.changes.add(Event::All { node, generation: None });
+                Ok(())
+            }
+            (outcome, _) => outcome,
         }
     }
 

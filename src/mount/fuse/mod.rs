@@ -18,6 +18,7 @@ mod threads;
 mod waiting;
 
 use crate::base::{Cancel, Code, Deadline, Error, Notify, Result, ResultExt, Timer};
+use crate::mount::copy::Across;
 use crate::mount::options::Options;
 use crate::vfs::{Caller, Tree, Watch, Who};
 use executing::Executing;
@@ -52,9 +53,10 @@ pub struct Mounted {
 }
 
 /// Mounts `tree` on a directory (see [`super::point`]) and serves it. `ended` is called when it is
-/// unmounted, by whomever.
+/// unmounted, by whomever. `across`: what renames where the tree cannot.
 pub fn mount(
     tree: Arc<dyn Tree>,
+    across: Option<Across>,
     point: &Path,
     options: &Options,
     ended: impl FnOnce() + Send + 'static,
@@ -95,6 +97,7 @@ pub fn mount(
     }));
     let adapter = adapter::Adapter {
         tree,
+        across,
         who: Arc::new(Who { principal: "mount".into(), ..Who::default() }),
         timeout_ms: options.timeout_ms,
         view: options.view,

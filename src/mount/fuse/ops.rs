@@ -187,7 +187,7 @@ impl Filesystem for Front {
             let flags = convert::rename_flags(flags)?;
             let from = (node(parent), Name::new(&name)?);
             let to = (node(new_parent), Name::new(&new_name)?);
-            a.tree.rename(&a.cx(), from, to, flags)
+            a.rename(from, to, flags)
         };
         self.answer(reply, call, empty);
     }

@@ -12,7 +12,7 @@ use super::handles::Handles;
 use super::ids::{self, Ids, Numbering};
 use super::watchers::Watchers;
 use super::{Event, NodeId, Tree};
-use crate::base::{Result, TreePath, now_ns};
+use crate::base::{Name, Result, TreePath, now_ns};
 use file::OpenFile;
 use group::Group;
 use layout::Layout;
@@ -127,6 +127,17 @@ impl Union {
         let mut all: Vec<_> = layout.groups().map(status).collect();
         all.sort_by(|a, b| a.path.cmp(&b.path));
         all
+    }
+
+    /// The file that is at a place now takes the place of this one, which is no more: whoever knew that
+    /// knows the new one by the same id, as after a rename.
+    pub fn succeed(&self, old: NodeId, (dir, name): (NodeId, Name<'_>)) {
+        let ids = &self.0.ids;
+        let key = ids.at(dir, name.as_os_str()).and_then(|new| ids.key(new).ok());
+        if let Some(key) = key {
+            ids.rekey(old, &key);
+            ids.intern(&key, dir, name.as_os_str());
+        }
     }
 
     /// Files that are open now.

@@ -297,10 +297,11 @@ fn a_full_disk_says_so() {
 }
 
 /// A tmpfs of 4 MiB.
-struct SmallDisk(std::path::PathBuf);
+pub struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
-    fn mount(at: &Path) -> Option<SmallDisk> {
+    /// `None` where the host does not let us.
+    pub fn mount(at: &Path) -> Option<SmallDisk> {
         let flags = nix::mount::MsFlags::empty();
         nix::mount::mount(Some("tmpfs"), at, Some("tmpfs"), flags, Some("size=4m")).ok()?;
         Some(SmallDisk(at.to_owned()))

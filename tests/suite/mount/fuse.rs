@@ -379,6 +379,7 @@ fn a_panic_in_a_tree_is_an_error_of_that_call() {
         default_permissions: false,
         read_only: false,
         no_exec: false,
+        copy_across: false,
         timeout_ms: 15_000,
         view: View::default(),
         cache_bytes: None,
@@ -387,7 +388,7 @@ fn a_panic_in_a_tree_is_an_error_of_that_call() {
     let (seen, tell) = (ended.seen(), ended.clone());
     let point = point::prepare(scratch.path()).unwrap();
     let at = &point.path;
-    let mounted = fuse::mount(tree, at, &options, move || tell.notify()).unwrap();
+    let mounted = fuse::mount(tree, None, at, &options, move || tell.notify()).unwrap();
     mounted.check().unwrap();
     let cat = |name: &str| {
         let mut cat = Command::new("timeout");
