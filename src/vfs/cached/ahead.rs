@@ -77,6 +77,8 @@ struct State {
     window: u64,
     /// Ascending, without gaps.
     pieces: VecDeque<Piece>,
+    /// What readers wait for, from and to: later ones that the kernel sends meanwhile take nothing away.
+    awaited: Vec<(u64, u64)>,
     /// Pieces of an earlier run are not mistaken for those of this one.
     run: u64,
     /// Which content the pieces are of.
@@ -97,6 +99,28 @@ impl State {
         self.pieces.clear();
         self.run += 1;
         (self.in_order, self.window) = (0, WINDOW.0);
+    }
+
+    /// A reader begins or ends to wait.
+    fn awaits(&mut self, range: (u64, u64), before: bool, after: bool) {
+        match (before, after) {
+            (false, true) => self.awaited.push(range),
+            (true, false) => {
+                let place = self.awaited.iter().position(|r| *r == range);
+                place.map(|n| self.awaited.swap_remove(n));
+            }
+            _ => {}
+        }
+    }
+
+    /// Lets go of what was read, and of what the reader has left behind.
+    fn forget(&mut self) {
+        let State { pieces, awaited, next, .. } = self;
+        pieces.retain(|p| {
+            let end = p.at + p.len;
+            let is_awaited = || awaited.iter().any(|(from, to)| p.at < *to && *from < end);
+            p.taken < p.len && (end + SLACK > *next || is_awaited())
+        });
     }
 
     fn end(&self) -> Option<u64> {
@@ -153,21 +177,26 @@ impl Ahead {
         deadline: Deadline,
         cancel: &Cancel,
     ) -> Result<Option<Bytes>> {
+        let range = (offset, offset + len);
+        let mut waits = false;
         loop {
             let seen = self.came.seen();
-            {
-                let mut s = self.lock();
-                match s.gather(offset, len) {
-                    Gathered::Nothing => return Ok(None),
-                    Gathered::Bytes(bytes) => return Ok(Some(bytes)),
-                    Gathered::Failed(e) => {
-                        s.restart();
-                        return Err(e);
-                    }
-                    Gathered::OnItsWay => {}
+            let mut s = self.lock();
+            let gathered = s.gather(offset, len);
+            let goes_on = matches!(gathered, Gathered::OnItsWay);
+            s.awaits(range, waits, goes_on);
+            waits = goes_on;
+            match gathered {
+                Gathered::Nothing => return Ok(None),
+                Gathered::Bytes(bytes) => return Ok(Some(bytes)),
+                Gathered::Failed(e) => {
+                    s.restart();
+                    return Err(e);
                 }
+                Gathered::OnItsWay => drop(s),
             }
-            self.came.wait(seen, Deadline::never()).block(deadline, cancel)?;
+            let came = self.came.wait(seen, Deadline::never()).block(deadline, cancel);
+            came.inspect_err(|_| self.lock().awaits(range, true, false))?;
         }
     }
 
@@ -176,8 +205,7 @@ impl Ahead {
         loop {
             let (at, run) = {
                 let mut s = self.lock();
-                let known = s.next;
-                s.pieces.retain(|p| p.taken < p.len && p.at + p.len + SLACK > known);
+                s.forget();
                 if s.in_order < 2 || s.at_end() {
                     return;
                 }
@@ -265,5 +293,58 @@ impl State {
         let mut all = BytesMut::with_capacity(len as usize);
         parts.iter().for_each(|(_, part)| all.extend_from_slice(part));
         Gathered::Bytes(all.freeze())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Timer;
+    use crate::vfs::CacheOptions;
+    use std::sync::RwLock;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn what_a_reader_waits_for_is_not_given_up_when_later_reads_come_before_it() {
+        let timer = Timer::start().unwrap();
+        let workers = Workers::start(CacheOptions::default(), timer.clone()).unwrap();
+        let (gate, asked) = (Arc::new(RwLock::new(())), Arc::new(Mutex::new(Vec::new())));
+        let fetch: Fetch = {
+            let (gate, asked) = (gate.clone(), asked.clone());
+            Arc::new(move |at, len| {
+                asked.lock().unwrap().push(at);
+                if at / MIB == 2 {
+                    drop(gate.read().unwrap());
+                }
+                Ok(vec![(at / MIB) as u8; len as usize].into())
+            })
+        };
+        let ahead = Arc::new(Ahead::default());
+        let read = |at: u64| {
+            let known = (Some(Edition::default()), None);
+            let (deadline, cancel) = (Deadline::after_ms(60_000), Cancel::new());
+            let got =
+                ahead.read((at, MIB as u32), known, &workers, &fetch, deadline, &cancel).unwrap();
+            got.map(|bytes| (bytes.len() as u64, bytes[0], bytes[bytes.len() - 1]))
+        };
+        // As a kernel asks that was told of a sequential reader: a mebibyte each, several at once.
+        let shut = gate.write().unwrap();
+        assert_eq!((read(0), read(MIB)), (None, None));
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| read(2 * MIB));
+            while ahead.lock().awaited.is_empty() {
+                std::thread::yield_now();
+            }
+            assert_eq!(read(4 * MIB), Some((MIB, 4, 4)));
+            drop(shut);
+            assert_eq!(first.join().unwrap(), Some((MIB, 2, 2)));
+        });
+        assert!(ahead.lock().awaited.is_empty());
+        workers.stop();
+        timer.stop();
+        let mut asked = asked.lock().unwrap().clone();
+        asked.sort_unstable();
+        assert!(asked.is_sorted_by(|a, b| a < b), "asked twice: {asked:?}");
     }
 }

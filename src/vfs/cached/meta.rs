@@ -27,7 +27,7 @@ const MISSES: u32 = 2;
 pub struct Since(u64);
 
 /// Tells one content of a file from the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Edition {
     version: u64,
     edits: u64,
