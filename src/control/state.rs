@@ -6,6 +6,7 @@ use super::project::Placing;
 pub use super::project::{Bind, Draft, Mount, Profile, Project};
 use crate::base::{Code, Error, Result, ResultExt, id};
 use crate::wire::control::Platform;
+use crate::wire::fs::Grant;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -73,6 +74,18 @@ impl Node {
         }
         let former = self.former.as_ref().filter(|f| f.until_ms > now_ms)?;
         id::same_secret(&former.secret, given).then_some(Proof::Former)
+    }
+
+    /// Opens a grant to this node's files, made with its secret or, while that counts, the former one.
+    /// Errors: as [`Grant::open`].
+    pub fn grant(&self, token: &str, now_ms: i64) -> Result<Grant> {
+        let now_s = u64::try_from(now_ms / 1000).unwrap_or_default();
+        let grant = Grant::open(&self.secret, token, now_s);
+        let former = self.former.as_ref().filter(|f| f.until_ms > now_ms);
+        match former {
+            Some(former) => grant.or_else(|e| Grant::open(&former.secret, token, now_s).or(Err(e))),
+            None => grant,
+        }
     }
 
     pub fn online(&self, now_ms: i64) -> bool {

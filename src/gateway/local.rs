@@ -70,7 +70,7 @@ impl Door for LocalDoor {
         let exports = Arc::new(self.exports(&Arc::new(who.clone()))?);
         let visits = &self.gateway.visits;
         self.visit.get_or_init(|| visits.begin(&principal, self.failed.addr, PLACE));
-        Ok(Entry { exports, who, name: "spiderweb".into() })
+        Ok(Entry { exports, who, name: "spiderweb".into(), expires_at_s: None })
     }
 }
 

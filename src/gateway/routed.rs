@@ -10,7 +10,7 @@ use crate::control::{Principal, Role};
 use crate::node::{Door, Entry, Export, Exports};
 use crate::vfs::remote::{Link, Peer, Which};
 use crate::vfs::{Watch, Who};
-use crate::wire::fs::{self, Event, Hello};
+use crate::wire::fs::{self, Event, Grant, Hello};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 /// Time to reach the node for a hello, or to ask it for its exports.
@@ -35,26 +35,46 @@ impl Door for RoutedDoor {
             .auth_token
             .as_ref()
             .ok_or_else(|| Error::new(Code::Eperm, "missing auth_token in fs hello payload"))?;
-        let state = self.gateway.control.plane.state();
-        let node = state.node(&self.node_id);
-        let known = node.is_ok_and(|n| n.proof(token, now_ms()).is_some());
-        if !known {
-            self.failed.count();
-            let (addr, place) = (self.failed.addr, Place::Node(&self.node_id));
-            let code = Code::NodeAuthFailed;
-            let message = "that is not the node's secret";
-            self.gateway.visits.refused(None, addr, place, code, message);
-            return Err(Error::new(Code::Eperm, "AuthFailed"));
-        }
+        let grant = self.admit(token)?;
         let relayed = self.gateway.nodes.relayed(&self.node_id);
         let link = relayed
             .refresh()
             .map_err(|e| Error::new(Code::Eio, format!("node tunnel is unavailable: {e}")))?;
-        let principal = Principal { role: Role::Nobody, name: "node-client".into() };
+        let (exports, name) = (&relayed.exports, link.name.clone());
+        let entry = match grant {
+            Some(grant) => Entry::granted(exports, grant, name),
+            None => {
+                let who = Who { principal: "node-client".into(), ..Who::default() };
+                Entry { exports: exports.clone(), who, name, expires_at_s: None }
+            }
+        };
+        let principal = Principal { role: Role::Nobody, name: entry.who.principal.clone() };
         let (addr, place) = (self.failed.addr, Place::Node(&self.node_id));
         self.visit.get_or_init(|| self.gateway.visits.begin(&principal, addr, place));
-        let who = Who { principal: principal.name, ..Who::default() };
-        Ok(Entry { exports: relayed.exports.clone(), who, name: link.name.clone() })
+        Ok(entry)
+    }
+}
+
+impl RoutedDoor {
+    /// Whoever knows the node's secret comes in, and whoever has a grant made with it: that is returned.
+    /// Errors: EPERM.
+    fn admit(&self, token: &str) -> Result<Option<Grant>> {
+        let state = self.gateway.control.plane.state();
+        let wrong = || Error::new(Code::Eperm, "AuthFailed");
+        let node = state.node(&self.node_id).map_err(|_| wrong());
+        let admitted = node.and_then(|node| match Grant::is_one(token) {
+            true => node.grant(token, now_ms()).map(Some).map_err(|e| e.recode(Code::Eperm)),
+            false => node.proof(token, now_ms()).map(|_| None).ok_or_else(wrong),
+        });
+        admitted.inspect_err(|e| {
+            self.failed.count();
+            let (addr, place) = (self.failed.addr, Place::Node(&self.node_id));
+            let message = match Grant::is_one(token) {
+                true => &*e.message,
+                false => "that is not the node's secret",
+            };
+            self.gateway.visits.refused(None, addr, place, Code::NodeAuthFailed, message);
+        })
     }
 }
 

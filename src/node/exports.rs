@@ -3,7 +3,7 @@
 use super::convert;
 use crate::base::{Code, Error, Result};
 use crate::vfs::{Caps, NodeId, Tree, Watch};
-use crate::wire::fs::{self, ExportCaps};
+use crate::wire::fs::{self, Access, ExportCaps, Rights};
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -31,20 +31,55 @@ impl Export {
 /// The exports that a client sees. They may come and go while it is connected; their places give the
 /// node ids, and the place of one that is gone is not given to another. Cloning shares the table.
 #[derive(Clone, Default)]
-pub struct Exports(Arc<RwLock<Table>>);
+pub struct Exports {
+    table: Arc<RwLock<Table>>,
+    view: View,
+}
+
+/// What is seen of the table: everything, or what somebody has rights to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct View(Option<Arc<Rights>>);
+
+impl View {
+    /// The one place that decides what a client finds: an export as he may use it, or nothing.
+    fn of(&self, place: &Place) -> Option<Arc<Export>> {
+        let Some(rights) = &self.0 else { return Some(place.export.clone()) };
+        rights.get(&place.export.name).map(|access| match access {
+            Access::ReadWrite => place.export.clone(),
+            Access::ReadOnly => place.read_only.clone(),
+        })
+    }
+}
 
 #[derive(Default)]
 struct Table {
     /// `None` where an export was taken out.
     places: Vec<Option<Place>>,
-    sinks: Vec<(u64, WireSink)>,
+    sinks: Vec<Sink>,
     last_sink: u64,
+}
+
+/// Who listens to what he sees.
+#[derive(Clone)]
+struct Sink {
+    key: u64,
+    view: View,
+    sink: WireSink,
 }
 
 struct Place {
     export: Arc<Export>,
+    /// The same for those who may only read it.
+    read_only: Arc<Export>,
     /// Who listens to its tree.
     watches: Vec<(u64, Watch)>,
+}
+
+impl Place {
+    fn new(export: Export) -> Place {
+        let read_only = Arc::new(Export { ro: true, ..export.clone() });
+        Place { export: Arc::new(export), read_only, watches: Vec::new() }
+    }
 }
 
 /// Where events under wire ids go; as [`crate::vfs::EventSink`].
@@ -63,12 +98,18 @@ impl Exports {
         Ok(table)
     }
 
+    /// The same table as somebody sees it who has these rights and no others.
+    #[must_use]
+    pub fn under(&self, rights: Rights) -> Exports {
+        Exports { table: self.table.clone(), view: View(Some(Arc::new(rights))) }
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, Table> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Table> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes out the exports of these names and puts in new ones: all of it or, on an error, nothing.
@@ -93,18 +134,25 @@ impl Exports {
             }
         }
         let first = t.places.len();
-        let new = new.into_iter().map(|e| Place { export: Arc::new(e), watches: Vec::new() });
-        t.places.extend(new.map(Some));
-        let sinks = t.sinks.clone();
-        let added: Vec<_> = t.all().filter(|(index, _)| *index >= first).collect();
+        t.places.extend(new.into_iter().map(|e| Some(Place::new(e))));
+        let seen = |s: &Sink| {
+            let gone: Vec<_> = out.iter().filter(|(_, p)| s.view.of(p).is_some()).collect();
+            let gone: Vec<_> = gone.into_iter().map(|(index, _)| *index).collect();
+            let added: Vec<_> = t.seen(&s.view).filter(|(index, _)| *index >= first).collect();
+            (s.clone(), gone, added)
+        };
+        let told: Vec<_> = t.sinks.iter().map(seen).collect();
         drop(t);
-        for (key, sink) in &sinks {
-            for root in out.iter().filter_map(|(index, _)| Exports::id(*index, NodeId::ROOT).ok()) {
-                sink(fs::Event::All { node: root, generation: None });
+        for (s, gone, added) in told {
+            if gone.is_empty() && added.is_empty() {
+                continue;
             }
-            added.iter().for_each(|(index, export)| self.subscribe(*index, export, *key, sink));
+            for root in gone.iter().filter_map(|index| Exports::id(*index, NodeId::ROOT).ok()) {
+                (s.sink)(fs::Event::All { node: root, generation: None });
+            }
+            added.iter().for_each(|(index, export)| self.subscribe(*index, export, &s));
             // Whoever has asked what there is has to ask again.
-            sink(fs::Event::Resync);
+            (s.sink)(fs::Event::Resync);
         }
         Ok(())
     }
@@ -114,16 +162,17 @@ impl Exports {
         let mut t = self.write();
         t.last_sink += 1;
         let key = t.last_sink;
-        t.sinks.push((key, sink.clone()));
-        let all: Vec<_> = t.all().collect();
+        let listener = Sink { key, view: self.view.clone(), sink };
+        t.sinks.push(listener.clone());
+        let all: Vec<_> = t.seen(&self.view).collect();
         drop(t);
-        all.iter().for_each(|(index, export)| self.subscribe(*index, export, key, &sink));
+        all.iter().for_each(|(index, export)| self.subscribe(*index, export, &listener));
         let exports = self.clone();
         Watch::new(move || exports.unwatch(key))
     }
 
-    fn subscribe(&self, index: usize, export: &Export, key: u64, sink: &WireSink) {
-        let sink = sink.clone();
+    fn subscribe(&self, index: usize, export: &Export, listener: &Sink) {
+        let (key, sink) = (listener.key, listener.sink.clone());
         let watch = export.tree.watch(Arc::new(move |event| {
             if let Some(event) = convert::event(index, event) {
                 sink(event);
@@ -132,7 +181,7 @@ impl Exports {
         // A tree that announces nothing cannot be watched; its clients go by their time-outs.
         let Ok(watch) = watch else { return };
         let mut t = self.write();
-        let listens = t.sinks.iter().any(|(k, _)| *k == key);
+        let listens = t.sinks.iter().any(|s| s.key == key);
         match &mut t.places[index] {
             Some(place) if listens => place.watches.push((key, watch)),
             // A watch ends outside of the lock.
@@ -142,7 +191,7 @@ impl Exports {
 
     fn unwatch(&self, key: u64) {
         let mut t = self.write();
-        t.sinks.retain(|(k, _)| *k != key);
+        t.sinks.retain(|s| s.key != key);
         let places = t.places.iter_mut().flatten();
         let ended: Vec<_> =
             places.flat_map(|p| p.watches.extract_if(.., |(k, _)| *k == key)).collect();
@@ -150,20 +199,26 @@ impl Exports {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.read().all().next().is_none()
+        self.read().seen(&self.view).next().is_none()
     }
 
-    /// Errors: ESTALE for one that is gone.
+    /// Errors: ESTALE for one that is gone; ENOENT for one that never was there, as for one that is not
+    /// this client's.
     pub fn get(&self, index: usize) -> Result<Arc<Export>> {
-        let place = self.read().places.get(index).and_then(|p| Some(p.as_ref()?.export.clone()));
-        place.ok_or_else(|| Error::new(Code::Estale, "the export is gone"))
+        let t = self.read();
+        let place = match t.places.get(index) {
+            Some(None) => return Err(Error::new(Code::Estale, "the export is gone")),
+            Some(Some(place)) => self.view.of(place),
+            None => None,
+        };
+        place.ok_or_else(|| Error::new(Code::Enoent, "unknown node"))
     }
 
     /// The export and node that a wire id names. Errors: ENOENT; ESTALE where the export is gone.
     pub fn node(&self, id: u64) -> Result<(usize, Arc<Export>, NodeId)> {
         let index = usize::try_from(id >> INNER_BITS).ok().and_then(|i| i.checked_sub(1));
         let inner = id & ((1 << INNER_BITS) - 1);
-        let index = index.filter(|i| inner != 0 && *i < self.read().places.len());
+        let index = index.filter(|_| inner != 0);
         let index = index.ok_or_else(|| Error::new(Code::Enoent, "unknown node"))?;
         Ok((index, self.get(index)?, NodeId(inner)))
     }
@@ -176,18 +231,23 @@ impl Exports {
         Ok((index as u64 + 1) << INNER_BITS | node.0)
     }
 
-    /// True for exports of the same names in the same order.
+    /// True for exports of the same names in the same order, with the same rights to them.
     pub fn is_alike(&self, other: &Exports) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.names() == other.names()
+        let same = || Arc::ptr_eq(&self.table, &other.table) || self.names() == other.names();
+        self.has_rights_of(other) && same()
+    }
+
+    pub fn has_rights_of(&self, other: &Exports) -> bool {
+        self.view == other.view
     }
 
     pub fn names(&self) -> Vec<String> {
-        self.read().all().map(|(_, e)| e.name.clone()).collect()
+        self.read().seen(&self.view).map(|(_, e)| e.name.clone()).collect()
     }
 
     /// What the hello tells: the logical AND over all exports (spec: fs 3.1).
     pub fn caps(&self) -> fs::Caps {
-        let exports: Vec<_> = self.read().all().collect();
+        let exports: Vec<_> = self.read().seen(&self.view).collect();
         let all = |cap: fn(Caps) -> bool| exports.iter().all(|(_, e)| cap(e.caps()));
         fs::Caps {
             readdirp: true,
@@ -221,15 +281,15 @@ impl Exports {
                 },
             })
         };
-        let exports: Vec<_> = self.read().all().collect();
+        let exports: Vec<_> = self.read().seen(&self.view).collect();
         exports.into_iter().map(one).collect()
     }
 }
 
 impl Table {
-    fn all(&self) -> impl Iterator<Item = (usize, Arc<Export>)> {
+    fn seen<'t>(&'t self, view: &'t View) -> impl Iterator<Item = (usize, Arc<Export>)> + 't {
         let places = self.places.iter().enumerate();
-        places.filter_map(|(index, p)| Some((index, p.as_ref()?.export.clone())))
+        places.filter_map(|(index, p)| Some((index, view.of(p.as_ref()?)?)))
     }
 }
 
@@ -330,16 +390,42 @@ mod tests {
         assert_eq!(Exports::default().node(7).err().unwrap().errno(), libc::ENOENT);
     }
 
-    #[test]
-    fn exports_come_and_go_and_what_stays_is_not_touched() {
-        let export = |name: &str| Export {
+    fn export(name: &str) -> Export {
+        Export {
             name: name.into(),
             tree: Arc::new(Synthetic::new(MemDir::new(1 << 20)).unwrap()),
             ro: false,
             desc: String::new(),
             source_kind: "namespace".into(),
             source_id: name.into(),
-        };
+        }
+    }
+
+    #[test]
+    fn what_somebody_has_no_rights_to_comes_and_goes_unseen() {
+        let all = Exports::new(vec![export("a"), export("b")]).unwrap();
+        let seen =
+            all.under([("b".into(), Access::ReadOnly), ("c".into(), Access::ReadWrite)].into());
+        let heard = Arc::<Mutex<Vec<fs::Event>>>::default();
+        let sink = heard.clone();
+        let _watch = seen.watch(Arc::new(move |e| sink.lock().unwrap().push(e)));
+        assert_eq!(seen.names(), ["b"]);
+        let errno = |e: &Exports, id| e.node(id).err().unwrap().errno();
+        let root = |index| Exports::id(index, NodeId::ROOT).unwrap();
+        assert_eq!(errno(&seen, root(0)), errno(&seen, root(7)), "it was never there");
+        assert!(seen.get(0).is_err() && seen.get(1).unwrap().ro && !all.get(1).unwrap().ro);
+
+        all.change(&["a".into()], vec![export("x")]).unwrap();
+        assert!(heard.lock().unwrap().is_empty());
+        all.change(&["b".into()], vec![export("c")]).unwrap();
+        let gone = fs::Event::All { node: root(1), generation: None };
+        assert_eq!(std::mem::take(&mut *heard.lock().unwrap()), [gone, fs::Event::Resync]);
+        assert_eq!(seen.names(), ["c"]);
+        assert!(!seen.is_alike(&all) && !seen.is_alike(&all.under(Rights::new())));
+    }
+
+    #[test]
+    fn exports_come_and_go_and_what_stays_is_not_touched() {
         let exports = Exports::new(vec![export("a"), export("b")]).unwrap();
         let heard = Arc::<Mutex<Vec<fs::Event>>>::default();
         let sink = heard.clone();

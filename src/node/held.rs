@@ -3,8 +3,9 @@
 //! its files and locks as they were, and a request that was sent twice takes effect once.
 
 use super::cursor::Cursors;
+use super::door::Entry;
 use super::exports::Exports;
-use super::session::{Entry, Open, Server, Session};
+use super::session::{Open, Server, Session};
 use crate::base::{Code, Counted, Deadline, Error, Gauge, Lanes, Result, TimerKey, id};
 use crate::vfs::{Cx, Who};
 use crate::wire::fs::{Reply, Slot};
@@ -345,7 +346,12 @@ mod tests {
         let pool = Pool::start("files", 1, 8).unwrap();
         let server =
             Server { open_files: Gauge::new(8, "open files"), ..Server::new(pool, timer.clone()) };
-        let entry = Entry { exports: Arc::default(), who: Who::default(), name: "n".into() };
+        let entry = Entry {
+            exports: Arc::default(),
+            who: Who::default(),
+            name: "n".into(),
+            expires_at_s: None,
+        };
         let session = || Held::new(&server, &entry);
         let open =
             || Open { export: 0, handle: Handle(1), kind: FileKind::Plain, flags: OpenFlags::READ };

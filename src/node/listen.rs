@@ -1,12 +1,13 @@
 //! The standalone node server: a listener whose connections speak the node protocol (spec: fs 3.1), and
 //! the door for those who know its token.
 
+use super::door::{Door, Entry, limits_after_hello, limits_before_hello};
 use super::exports::Exports;
-use super::session::{Door, Entry, Server, Session, limits_after_hello, limits_before_hello};
-use crate::base::{Code, Error, Result, id};
+use super::session::{Server, Session};
+use crate::base::{Code, Error, Result, id, now_ms};
 use crate::net::{Accept, Answer, Closed, Conn, Handler, Head, Message, Response, Service};
 use crate::vfs::Who;
-use crate::wire::fs::{Failure, Hello};
+use crate::wire::fs::{Failure, Grant, Hello};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -22,12 +23,18 @@ impl Door for TokenDoor {
         if let Some(token) = &self.token {
             let given = hello.auth_token.as_ref();
             let given = given.ok_or_else(|| Error::new(Code::Invalid, "AuthMissing"))?;
+            if Grant::is_one(given) {
+                let now_s = u64::try_from(now_ms() / 1000).unwrap_or_default();
+                let grant = Grant::open(token, given, now_s)?;
+                return Ok(Entry::granted(&self.exports, grant, self.name.clone()));
+            }
             if !id::same_secret(given, token) {
                 return Err(Error::new(Code::Invalid, "AuthFailed"));
             }
         }
         let who = Who { principal: "node-client".into(), ..Who::default() };
-        Ok(Entry { exports: self.exports.clone(), who, name: self.name.clone() })
+        let (exports, name) = (self.exports.clone(), self.name.clone());
+        Ok(Entry { exports, who, name, expires_at_s: None })
     }
 
     /// Old clients use one connection, and end with a hello that does not subscribe (spec: fs 3.1, 19.3).

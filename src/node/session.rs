@@ -2,13 +2,15 @@
 //! one open file keep their order; a read that must wait is parked; a lock that is taken is tried again
 //! later; neither holds a thread.
 
+use super::door::{Door, Entry};
 use super::exports::Exports;
 use super::files;
 use super::held::{self, Held, Sessions, Turn};
 use super::job::{Asked, Job};
+use super::lease::Lease;
 use crate::base::{Cancel, Code, Error, Gauge, Lanes, Pool, Requests, Result, Timer};
 use crate::net::{Conn, InFlight, Limits, Message};
-use crate::vfs::{Caller, FileKind, Handle, OpenFlags, Watch, Who};
+use crate::vfs::{Caller, FileKind, Handle, OpenFlags, Watch};
 use crate::wire::Envelope;
 use crate::wire::fs::{
     self, Call, Ext, Failure, Fault, Framing, Hello, HelloReply, Op, Reply, Request, Slot,
@@ -21,39 +23,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// no place among the requests in flight, or the request that gives them up could not be read.
 const PARKED_MAX: usize = 256;
 
-/// Requests taken before the hello is answered.
-const EARLY_MAX: usize = 16;
 /// The lane of hellos and of what comes while one is under way; files are numbered from 1.
 const HELLO_LANE: u64 = 0;
 
-/// What a client's connection may use until its hello is answered.
-pub fn limits_before_hello() -> Limits {
-    Limits { max_inflight: EARLY_MAX, ..Limits::unauthenticated() }
-}
-
-/// What it may use then. Silence is no fault: old clients read only while they wait for a reply, and
-/// answer no pings meanwhile.
-pub(super) fn limits_after_hello() -> Limits {
-    Limits { idle: Limits::NEVER, ..Limits::default() }
-}
-
-/// Decides who may come in, and what he finds. Called on the pool: it may block.
-pub trait Door: Send + Sync {
-    /// Errors: `AuthMissing` and `AuthFailed` (spec: fs 3.1), or what else bars the way.
-    fn enter(&self, hello: &Hello) -> Result<Entry>;
-
-    /// True where clients that know no extensions hear of every change, whether they subscribed or not.
-    fn tells_all(&self) -> bool {
-        false
-    }
-}
-
-pub struct Entry {
-    pub exports: Arc<Exports>,
-    pub who: Who,
-    /// The node's name for the hello reply.
-    pub name: String,
-}
+/// Of WebSocket: policy.
+const EXPIRED_CODE: u16 = 1008;
 
 /// What all sessions of a program share.
 pub struct Server {
@@ -104,6 +78,7 @@ struct State {
     watch: Option<Watch>,
     running: HashMap<u64, Running>,
     last_running: u64,
+    lease: Option<Lease>,
     closed: bool,
 }
 
@@ -234,8 +209,14 @@ impl Session {
             Ok(entry) => entry,
             Err(e) => return self.fail(tag, &e, true),
         };
+        let ready = self.lock().ready.clone();
+        if ready.is_some_and(|r| !r.exports().has_rights_of(&entry.exports)) {
+            let e = Error::new(Code::Eperm, "AuthFailed: other rights need another connection");
+            return self.fail(tag, &e, true);
+        }
         let name = entry.name.clone();
         let Some((ready, first)) = self.settle(&entry, hello) else { return };
+        self.lease(entry.expires_at_s);
         let reply = HelloReply::Node {
             name,
             version: env!("CARGO_PKG_VERSION").into(),
@@ -278,6 +259,26 @@ impl Session {
         }
         s.ready = Some(ready.clone());
         Some((ready, first))
+    }
+
+    /// Ends the connection when what let it in does.
+    fn lease(self: &Arc<Session>, expires_at_s: Option<u64>) {
+        let Some(expires_at_s) = expires_at_s else { return };
+        let weak = Arc::downgrade(self);
+        let end = move || {
+            if let Some(session) = weak.upgrade() {
+                session.conn.close(Some(EXPIRED_CODE), "the grant has expired");
+                // Nobody hears what comes of it.
+                session.give_up(|r| !r.numbered);
+            }
+        };
+        let lease = Lease::start(self.server.timer.clone(), expires_at_s, Arc::new(end));
+        let mut s = self.lock();
+        let spent = match s.closed {
+            true => Some(lease),
+            false => s.lease.replace(lease),
+        };
+        drop((s, spent));
     }
 
     fn part(self: &Arc<Session>, ready: &Ready) {
@@ -409,12 +410,12 @@ impl Session {
     /// The connection is gone: gives up what runs, unless it bears a number, and parts with what is
     /// held.
     pub fn closed(self: &Arc<Session>) {
-        let (ready, watch) = {
+        let (ready, watch, lease) = {
             let mut s = self.lock();
             s.closed = true;
-            (s.ready.clone(), s.watch.take())
+            (s.ready.clone(), s.watch.take(), s.lease.take())
         };
-        drop(watch);
+        drop((watch, lease));
         self.give_up(|r| !r.numbered);
         if let Some(ready) = ready {
             self.part(&ready);

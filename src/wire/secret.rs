@@ -19,6 +19,7 @@ static TOKENS: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(concat!(
         r"(?:secret|inv|lease|claim|proj)-[0-9a-f]{32}",
         r"|sw-[a-z]+_[A-Za-z0-9_-]{32}",
+        r"|swg1\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+",
         r"|\bsk-[A-Za-z0-9_-]{16,}",
         r"|\b[Bb]earer [A-Za-z0-9._~+/=-]{16,}",
     ))
@@ -72,6 +73,7 @@ mod tests {
             id::bearer_token("sw-admin_"),
             "sk-abcdefghijklmnop".into(),
             "Bearer abcdefghijklmnop".into(),
+            "swg1.eyJ9.c2lnbmVk_-".into(),
         ] {
             assert_eq!(mask(&format!("{{\"x\":\"is {token}!\"}}")), r#"{"x":"is [redacted]!"}"#);
         }

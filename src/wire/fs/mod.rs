@@ -6,6 +6,7 @@ mod args;
 mod bin;
 mod call;
 mod event;
+mod grant;
 mod hello;
 mod reply;
 mod request;
@@ -14,6 +15,7 @@ pub use bin::{
     BIN_HEADER, BIN_VERSION, BinKind, Framing, Head, decode_bin, frame_tag, raw_len, unpacked_max,
 };
 pub use event::Event;
+pub use grant::{Access, Grant, Rights};
 pub use hello::{Binding, Caps, Ext, Hello, HelloReply, PROTO, PROTOCOL};
 pub use reply::{
     Attr, DirEntry, Export, ExportCaps, Failure, OpenReply, Reply, StatFs, decode_bin_reply,

@@ -55,6 +55,20 @@ impl Raw {
         }
     }
 
+    /// Why the connection is closed, before anything else comes.
+    #[track_caller]
+    pub fn closed_with(&mut self) -> (u16, String) {
+        loop {
+            match self.ws.read().unwrap() {
+                Message::Close(Some(frame)) => {
+                    return (frame.code.into(), frame.reason.as_str().to_owned());
+                }
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
     /// The next frame that answers something.
     pub fn answer(&mut self) -> Option<Value> {
         loop {

@@ -1,0 +1,206 @@
+//! Grants: a client sees the exports that its token names, and no way leads to others.
+
+use super::protocol::{Node, export};
+use super::raw::{Raw, eventually};
+use serde_json::{Value, json};
+use spiderweb::base::now_ms;
+use spiderweb::vfs::{Local, LocalOptions, Tree};
+use spiderweb::wire::fs::{Access, Grant, Rights};
+use std::sync::Arc;
+
+const SECRET: &str = "the-secret-of-this-node";
+const SESSION: &str = "0123456789abcdef";
+
+/// Exports one directory as `work`, `docs` and `hidden`, all of them writable.
+fn start() -> Node {
+    Node::with(Some(SECRET), |dir| {
+        let tree = || -> Arc<dyn Tree> {
+            Arc::new(Local::open(dir.path(), LocalOptions::default()).unwrap())
+        };
+        ["hidden", "work", "docs"].map(|name| export(name, tree(), false)).into()
+    })
+}
+
+fn token(rights: &[(&str, Access)], sub: &str, ttl_s: u64) -> String {
+    let exports: Rights = rights.iter().map(|(name, a)| ((*name).to_owned(), *a)).collect();
+    let expires_at_s = now_ms() as u64 / 1000 + ttl_s;
+    Grant { exports, sub: sub.into(), expires_at_s }.mint(SECRET).unwrap()
+}
+
+const BOTH: [(&str, Access); 2] = [("work", Access::ReadWrite), ("docs", Access::ReadOnly)];
+
+fn hello(c: &mut Raw, token: &str) -> bool {
+    let ops = ["setattr", "link", "copy", "walk", "allocate", "seek", "getlk", "readlink"];
+    let ext = json!({"v": 1, "bin": 0, "ops": ops, "session": SESSION});
+    let reply = c.hello(json!({"auth_token": token, "ext": ext, "subscribe_invalidations": true}));
+    reply["ext"]["resumed"] == true
+}
+
+fn exports(c: &mut Raw) -> Vec<(String, u64, bool)> {
+    let listed = c.call("exports", json!({}), json!({}));
+    let one = |e: &Value| {
+        let text = e["name"].as_str().unwrap().to_owned();
+        (text, e["root"].as_u64().unwrap(), e["ro"].as_bool().unwrap())
+    };
+    listed["exports"].as_array().unwrap().iter().map(one).collect()
+}
+
+fn on(node: u64) -> Value {
+    json!({"node": node})
+}
+
+/// A session that has all rights, so that the roots are known.
+fn roots(node: &Node) -> Vec<u64> {
+    let mut all = node.raw();
+    all.hello(json!({"auth_token": SECRET}));
+    exports(&mut all).into_iter().map(|(_, root, _)| root).collect()
+}
+
+#[test]
+fn what_a_grant_does_not_name_is_not_there_whatever_is_asked() {
+    let node = start();
+    let hidden = roots(&node)[0];
+    std::fs::write(node.dir.path().join("f"), "x").unwrap();
+    let mut all = node.raw();
+    all.hello(json!({"auth_token": SECRET}));
+    let found = all.call("lookup", on(hidden), json!({"name": "f"}));
+    let file = found["attr"]["id"].as_u64().unwrap();
+
+    let mut c = node.raw();
+    hello(&mut c, &token(&BOTH, "u", 600));
+    let seen = exports(&mut c);
+    let names: Vec<_> = seen.iter().map(|(name, _, ro)| (&**name, *ro)).collect();
+    assert_eq!(names, [("work", false), ("docs", true)]);
+    let work = seen[0].1;
+    let named = json!({"name": "f"});
+    for (op, of, payload) in [
+        ("lookup", hidden, named.clone()),
+        ("getattr", file, json!({})),
+        ("readdirp", hidden, json!({"cookie": 0, "max": 10})),
+        ("open", file, json!({"flags": 0})),
+        ("open", file, json!({"flags": 2})),
+        ("create", hidden, json!({"name": "new", "flags": 2})),
+        ("truncate", file, json!({"sz": 0})),
+        ("unlink", hidden, named.clone()),
+        ("mkdir", hidden, json!({"name": "d"})),
+        ("rmdir", hidden, json!({"name": "d"})),
+        ("statfs", hidden, json!({})),
+        ("symlink", hidden, json!({"name": "l", "target": "f"})),
+        ("setxattr", file, json!({"name": "user.a", "value_b64": "eA=="})),
+        ("getxattr", file, json!({"name": "user.a"})),
+        ("listxattr", file, json!({})),
+        ("removexattr", file, json!({"name": "user.a"})),
+        ("setattr", file, json!({"mode": 0o600})),
+        ("readlink", file, json!({})),
+        ("walk", hidden, json!({"names": ["f"]})),
+    ] {
+        let (errno, message) = c.fails(op, on(of), payload);
+        assert_eq!((errno, &*message), (libc::ENOENT, "unknown node"), "{op}");
+    }
+    for (from, to) in [(hidden, work), (work, hidden)] {
+        let payload =
+            json!({"old_parent": from, "old_name": "f", "new_parent": to, "new_name": "g"});
+        assert_eq!(c.fails("rename", json!({}), payload).0, libc::ENOENT);
+    }
+    // The file of another session is not reached by its number either.
+    let opened = all.call("open", on(file), json!({"flags": 0}));
+    let (h, read) = (json!({"h": opened["h"]}), json!({"off": 0, "len": 9}));
+    assert_eq!(c.fails("read", h, read).0, libc::EBADF);
+    assert_eq!(std::fs::read(node.dir.path().join("f")).unwrap(), b"x");
+    assert!(!node.dir.path().join("new").exists());
+}
+
+#[test]
+fn an_export_is_read_only_where_the_grant_says_so() {
+    let node = start();
+    std::fs::write(node.dir.path().join("f"), "x").unwrap();
+    let mut c = node.raw();
+    hello(&mut c, &token(&BOTH, "u", 600));
+    let seen = exports(&mut c);
+    let (work, docs) = (seen[0].1, seen[1].1);
+    let made = json!({"name": "d"});
+    assert_eq!(c.fails("mkdir", on(docs), made.clone()).0, libc::EROFS);
+    c.call("mkdir", on(work), made);
+    let file = c.call("lookup", on(docs), json!({"name": "f"}))["attr"]["id"].as_u64().unwrap();
+    assert_eq!(c.fails("open", on(file), json!({"flags": 2})).0, libc::EROFS);
+    let h = json!({"h": c.call("open", on(file), json!({"flags": 0}))["h"]});
+    let read = c.call("read", h, json!({"off": 0, "len": 9}));
+    assert_eq!(read["data_b64"], "eA==");
+}
+
+#[test]
+fn nobody_hears_of_what_he_does_not_see() {
+    let node = start();
+    let mut c = node.raw();
+    hello(&mut c, &token(&[("work", Access::ReadWrite)], "u", 600));
+    let work = exports(&mut c)[0].1;
+    let mut all = node.raw();
+    all.hello(json!({"auth_token": SECRET}));
+    let roots = roots(&node);
+    for (n, root) in roots.iter().enumerate() {
+        all.call("mkdir", on(*root), json!({"name": format!("d{n}")}));
+    }
+    eventually("an event", || {
+        c.call("getattr", on(work), json!({}));
+        (!c.events.is_empty()).then_some(())
+    });
+    // What was made in `hidden` was announced before.
+    let of = |e: &Value| ["node", "dir"].iter().find_map(|k| e["payload"][*k].as_u64());
+    for event in &c.events {
+        assert_eq!(of(event).map(|id| id >> 40), Some(work >> 40), "{event}");
+    }
+}
+
+#[test]
+fn a_session_is_resumed_only_with_the_same_rights() {
+    let node = start();
+    let mut c = node.raw();
+    assert!(!hello(&mut c, &token(&BOTH, "u", 600)));
+    drop(c);
+    let only_work = [BOTH[0]];
+    let more = [("work", Access::ReadWrite), ("docs", Access::ReadWrite)];
+    for other in [
+        SECRET.to_owned(),
+        token(&only_work, "u", 600),
+        token(&more, "u", 600),
+        token(&BOTH, "another", 600),
+    ] {
+        assert!(!hello(&mut node.raw(), &other));
+    }
+    // A newer grant of the same rights is as good.
+    let mut again = node.raw();
+    assert!(hello(&mut again, &token(&BOTH, "u", 900)));
+    // On the connection too, rights stay what they are.
+    let payload =
+        |token: &str| json!({"protocol": "unified-v2-fs", "proto": 2, "auth_token": token});
+    again.call("hello", json!({}), payload(&token(&BOTH, "u", 1200)));
+    let (errno, message) = again.fails("hello", json!({}), payload(SECRET));
+    assert!(errno == libc::EACCES && message.contains("other rights"), "{message}");
+    again.closes();
+}
+
+#[test]
+fn a_grant_that_expires_ends_its_connection_unless_a_newer_one_comes() {
+    let node = start();
+    let (mut ends, mut stays) = (node.raw(), node.raw());
+    ends.hello(json!({"auth_token": token(&BOTH, "u", 3)}));
+    stays.hello(json!({"auth_token": token(&BOTH, "u", 3)}));
+    stays.hello(json!({"auth_token": token(&BOTH, "u", 600)}));
+    assert_eq!(ends.closed_with(), (1008, "the grant has expired".into()));
+    assert_eq!(exports(&mut stays).len(), 2);
+
+    let refused = |token: &str| {
+        let payload = json!({"protocol": "unified-v2-fs", "proto": 2, "auth_token": token});
+        let mut c = node.raw();
+        let (errno, message) = c.fails("hello", json!({}), payload);
+        c.closes();
+        assert_eq!(errno, libc::EINVAL);
+        message
+    };
+    assert_eq!(refused(&token(&BOTH, "u", 0)), "AuthFailed: the grant has expired");
+    let rights: Rights = [("work".to_owned(), Access::ReadOnly)].into();
+    let forged = Grant { exports: rights, sub: "u".into(), expires_at_s: u64::MAX };
+    let forged = forged.mint("another secret").unwrap();
+    assert!(refused(&forged).starts_with("AuthFailed: the grant was not made"));
+    assert_eq!(refused("swg1.x"), "AuthFailed: the grant is malformed");
+}
