@@ -150,6 +150,17 @@ pub fn usage(message: impl Into<String>) -> Error {
     Error::new(Code::Usage, message.into())
 }
 
+/// A number and a unit, as in `30d`, that a flag has for its value.
+pub fn duration_ms(flag: &str, text: &str) -> Result<i64> {
+    const UNITS: [(char, i64); 5] =
+        [('s', 1_000), ('m', 60_000), ('h', 3_600_000), ('d', 86_400_000), ('w', 604_800_000)];
+    let wrong = || usage(format!("{flag}: {text:?} is not a number with s, m, h, d or w"));
+    let (_, unit_ms) =
+        UNITS.into_iter().find(|(unit, _)| text.ends_with(*unit)).ok_or_else(wrong)?;
+    let number: u32 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    i64::from(number).checked_mul(unit_ms).ok_or_else(wrong)
+}
+
 /// Parses the process's arguments and runs the program; `--help` and `--version` answer by themselves.
 /// Errors go to standard error, and their code decides the exit status (sysexits.h).
 pub fn main(program: &Program, run: fn(Args) -> Result<()>) -> ExitCode {
@@ -367,6 +378,15 @@ mod tests {
         match parse(&PROGRAM, args.iter().map(OsString::from).collect())? {
             Parsed::Run(args) => Ok(args),
             Parsed::Show(text) => panic!("{text}"),
+        }
+    }
+
+    #[test]
+    fn durations_have_a_unit() {
+        assert_eq!(duration_ms("--x", "30d").unwrap(), 30 * 86_400_000);
+        assert_eq!(duration_ms("--x", "90s").unwrap(), 90_000);
+        for bad in ["", "d", "30", "-1d", "1.5h", "30 d", "99999999999d", "1ü"] {
+            assert!(duration_ms("--x", bad).unwrap_err().message.starts_with("--x: "), "{bad}");
         }
     }
 

@@ -1,6 +1,8 @@
 //! `spiderweb-fs-node`: exports directories of this machine, by listening or through a gateway
 //! (spec: fs 9).
 
+mod grant;
+
 use super::{Args, Flag, Program, token_file, usage};
 use crate::base::{Code, Deadline, Error, Result, Signal, Signals, id};
 use crate::config::Env;
@@ -15,7 +17,11 @@ pub const PROGRAM: Program = Program {
     name: "spiderweb-fs-node",
     section: 1,
     about: "exports directories and services of this machine to a spiderweb gateway or to clients",
-    usage: &["[options]", "--control-url <ws-url> [options]"],
+    usage: &[
+        "[options]",
+        "--control-url <ws-url> [options]",
+        "--grant <export>[:ro][,...] [--grant-ttl <time>] [options]",
+    ],
     commands: &[],
     flags: &[
         Flag::repeated(
@@ -27,6 +33,13 @@ pub const PROGRAM: Program = Program {
         Flag::value("--port", "n", "Listen on this port, 0 for a free one [18891]"),
         Flag::value("--auth-token", "token", "Token asked of clients; better in a file"),
         Flag::value("--auth-token-file", "file", "File that holds that token"),
+        Flag::value(
+            "--grant",
+            "exports",
+            "Print a token for EXPORT[:ro][,EXPORT...] only, and end",
+        ),
+        Flag::value("--grant-ttl", "time", "How long that token is good, as in 12h [30d]"),
+        Flag::value("--grant-sub", "name", "For whom that token is"),
         Flag::value("--control-url", "ws-url", "Belong to this gateway instead of listening"),
         Flag::value(
             "--control-auth-token",
@@ -74,6 +87,7 @@ pub const PROGRAM: Program = Program {
         "spiderweb-fs-node --export work=.:rw",
         "spiderweb-fs-node --export docs=/srv/docs:ro --control-url ws://gateway:18790/",
         "SPIDERWEB_INVITE_TOKEN=inv-... spiderweb-fs-node --control-url ws://gateway:18790/",
+        "spiderweb-fs-node --grant work,docs:ro --grant-ttl 12h --auth-token-file node.token",
         "spiderweb-fs-node --services-dir /usr/local/share/spiderweb/services --terminal-id 1",
     ],
 };
@@ -113,7 +127,11 @@ pub fn run(args: Args) -> Result<()> {
     crate::base::memory::be_frugal();
     args.at_most(0)?;
     crate::base::log::set(log::LevelFilter::Info);
-    let options = options(&args, &Env::process())?;
+    let env = Env::process();
+    if grant::run(&args, &env)? {
+        return Ok(());
+    }
+    let options = options(&args, &env)?;
     if !options.manifests.is_empty() || !options.terminals.is_empty() {
         node::start_keeper()?;
     }

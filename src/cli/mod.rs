@@ -8,7 +8,7 @@ pub mod fs_mount;
 pub mod fs_node;
 pub mod gateway;
 
-pub use flags::{Args, Command, Flag, Program, help, main, main_with, usage};
+pub use flags::{Args, Command, Flag, Program, duration_ms, help, main, main_with, usage};
 
 use crate::base::{Result, ResultExt};
 use std::path::Path;

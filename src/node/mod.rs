@@ -16,7 +16,7 @@ mod services;
 mod session;
 mod start;
 
-pub use daemon::{Backoff, Membership, Pairing, Way};
+pub use daemon::{Backoff, Membership, Pairing, Way, secret_in};
 pub use door::{Door, Entry, limits_before_hello};
 pub use exports::{Export, ExportSpec, Exports};
 pub use listen::{FsHandler, FsService, TokenDoor};

@@ -8,7 +8,7 @@ mod tunnel;
 
 pub use backoff::Backoff;
 pub use gateway::Way;
-pub use state::lock as lock_state;
+pub use state::{lock as lock_state, secret_in};
 
 use super::services::{Files, Services};
 use super::{Door, Server};

@@ -79,6 +79,12 @@ pub struct Identity {
     pub secret: String,
 }
 
+/// The secret of the node whose state file this is; `None` until it has joined. Errors: as
+/// [`NodeState::load`].
+pub fn secret_in(path: &Path) -> Result<Option<String>> {
+    Ok(NodeState::load(path)?.identity().map(|identity| identity.secret))
+}
+
 impl NodeState {
     /// A missing file is an empty state. Errors: `invalid_config`, naming the file.
     pub fn load(path: &Path) -> Result<NodeState> {

@@ -79,7 +79,7 @@ impl Gateway {
     }
 
     #[track_caller]
-    fn reads(&self, path: &str, content: &[u8]) {
+    pub fn reads(&self, path: &str, content: &[u8]) {
         let what = format!("reading {path}");
         eventually(&what, || self.read(path).ok().filter(|found| found == content));
     }
@@ -121,8 +121,16 @@ impl Node {
         Node { child, log }
     }
 
+    /// The token that `--grant` prints.
+    pub fn grant(args: &[&str], dir: &Path) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spiderweb-fs-node"));
+        let output = command.args(args).env_clear().current_dir(dir).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+
     /// A member of `gateway` that exports `dir/files`, its state in `dir`.
-    fn member(gateway: &Gateway, dir: &Path, invite: Option<&str>) -> Node {
+    pub fn member(gateway: &Gateway, dir: &Path, invite: Option<&str>) -> Node {
         let env: Vec<_> = invite.map(|i| ("SPIDERWEB_INVITE_TOKEN", i)).into_iter().collect();
         Node::member_with(gateway, dir, &env)
     }
@@ -465,6 +473,12 @@ fn the_program_listens_and_says_what_is_wrong_with_its_flags() {
         (vec!["--export", "..=."], 64, "the name leads elsewhere"),
         (vec!["--state-file="], 64, "--state-file is empty"),
         (vec!["--services-dir", ""], 64, "--services-dir is empty"),
+        (vec!["--grant", "a:x", "--auth-token", "t"], 64, "--grant"),
+        (vec!["--grant", "a"], 64, "--grant needs the node's secret"),
+        (vec!["--grant", "a", "--auth-token", "t", "--grant-ttl", "1"], 64, "--grant-ttl"),
+        (vec!["--grant", "a", "--auth-token", "t", "--grant-ttl", "0s"], 64, "--grant-ttl"),
+        (vec!["--grant", "a", "--auth-token", "t", "--grant-sub", "a b"], 64, "--grant-sub"),
+        (vec!["--grant-ttl", "1d"], 64, "--grant-ttl needs --grant"),
         (vec!["--bogus"], 64, "--bogus"),
     ] {
         let mut wrong = Node::start(&args, &[], dir.path());

@@ -1,11 +1,13 @@
 //! Grants: a client sees the exports that its token names, and no way leads to others.
 
+use super::daemon;
 use super::protocol::{Node, export};
 use super::raw::{Raw, eventually};
 use serde_json::{Value, json};
 use spiderweb::base::now_ms;
 use spiderweb::vfs::{Local, LocalOptions, Tree};
 use spiderweb::wire::fs::{Access, Grant, Rights};
+use std::process::Command;
 use std::sync::Arc;
 
 const SECRET: &str = "the-secret-of-this-node";
@@ -203,4 +205,64 @@ fn a_grant_that_expires_ends_its_connection_unless_a_newer_one_comes() {
     let forged = forged.mint("another secret").unwrap();
     assert!(refused(&forged).starts_with("AuthFailed: the grant was not made"));
     assert_eq!(refused("swg1.x"), "AuthFailed: the grant is malformed");
+}
+
+#[test]
+fn programs_make_grants_that_the_gateway_and_a_listening_node_take() {
+    let (gateway, dir) = (daemon::Gateway::start(), daemon::place());
+    let member = daemon::Node::member(&gateway, dir.path(), Some(&gateway.invite()));
+    let id = daemon::node_id(dir.path());
+    gateway.reads(&format!("/nodes/{id}/fs/a.txt"), b"hello");
+    let open = || Raw::open(gateway.addr, &format!("/v2/fs/node/{id}"), None);
+    let grant =
+        |spec| daemon::Node::grant(&["--grant", spec, "--state-file", "state.json"], dir.path());
+
+    let mut c = open();
+    c.hello(json!({"auth_token": grant("work:ro")}));
+    let seen = exports(&mut c);
+    assert_eq!((&*seen[0].0, seen[0].2, seen.len()), ("work", true, 1));
+    c.call("lookup", on(seen[0].1), json!({"name": "a.txt"}));
+    assert_eq!(c.fails("mkdir", on(seen[0].1), json!({"name": "d"})).0, libc::EROFS);
+    let mut c = open();
+    c.hello(json!({"auth_token": grant("other")}));
+    assert_eq!(exports(&mut c), []);
+    assert_eq!(c.fails("getattr", on(seen[0].1), json!({})).0, libc::ENOENT);
+    let args = ["--grant", "work", "--auth-token", "not-the-secret"];
+    let forged = daemon::Node::grant(&args, dir.path());
+    let payload = json!({"protocol": "unified-v2-fs", "proto": 2, "auth_token": forged});
+    assert_eq!(open().fails("hello", json!({}), payload).0, libc::EACCES);
+    assert!(!member.log().contains("swg1."));
+
+    // A node that listens, and offers a terminal.
+    let args = ["--port", "0", "--auth-token", SECRET, "--export", "w=files", "--terminal-id", "1"];
+    let alone = daemon::Node::start(&args, &[], dir.path());
+    alone.says("FS node websocket server listening at ws://127.0.0.1:");
+    let log = alone.log();
+    let addr = log.split("ws://").nth(1).unwrap().split('/').next().unwrap().to_owned();
+    let names = |token: &str| {
+        let mut c = Raw::open(addr.parse().unwrap(), "/v2/fs", None);
+        c.hello(json!({"auth_token": token}));
+        exports(&mut c).into_iter().map(|(name, ..)| name).collect::<Vec<_>>()
+    };
+    assert_eq!(names(SECRET), ["w", "terminal-1"]);
+    let args = ["--grant", "w", "--grant-ttl", "1h", "--auth-token", SECRET];
+    let token = daemon::Node::grant(&args, dir.path());
+    assert_eq!(names(&token), ["w"]);
+
+    // The mount's verbs give it as any token.
+    let list = |path: &str| {
+        let endpoint = format!("w=ws://{addr}/v2/fs#w@/w");
+        let hidden = format!("t=ws://{addr}/v2/fs#terminal-1@/t");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spiderweb-fs-mount"));
+        command.args(["--endpoint", &endpoint, "--endpoint", &hidden]);
+        command
+            .args(["readdir", path])
+            .env_clear()
+            .env("SPIDERWEB_FS_TOKEN", &token)
+            .output()
+            .unwrap()
+    };
+    let seen = list("/w");
+    assert!(String::from_utf8_lossy(&seen.stdout).contains("a.txt"), "{seen:?}");
+    assert!(!list("/t").status.success());
 }
