@@ -4,10 +4,10 @@
 use super::endpoint::Endpoint;
 use crate::base::{Deadline, Result, TreePath};
 use crate::net::{Net, WsUrl};
-use crate::vfs::remote::{Dial, Peer, Remote, SILENCE};
+use crate::vfs::remote::{Connector, Dial, Hooks, Link, Peer, Remote, SILENCE};
 use crate::vfs::{CacheOptions, Cached, Cx, Member, MountPoint, NodeId, Tree, Union, Workers};
 use crate::wire::fs::{Binding, Framing, Hello};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A busy host may be silent for less.
@@ -29,6 +29,14 @@ impl From<Endpoint> for Source {
     }
 }
 
+impl Source {
+    /// True for the same but for the token.
+    fn leads_to_the_same(&self, other: &Source) -> bool {
+        let endpoint = Endpoint { token: self.endpoint.token.clone(), ..other.endpoint.clone() };
+        *self == Source { endpoint, ..other.clone() }
+    }
+}
+
 /// A source with its connection, which is made when it is first needed.
 #[derive(Clone)]
 pub struct Attached {
@@ -36,6 +44,32 @@ pub struct Attached {
     pub remote: Arc<Remote>,
     /// The same, remembered here, unless the cache is off.
     pub cached: Option<Arc<Cached>>,
+    entrance: Arc<Entrance>,
+}
+
+/// The way to an export, whose token may be replaced while files are open: the next connection shows the
+/// new one, and resumes the session.
+struct Entrance {
+    dial: Dial,
+    token: Mutex<Option<String>>,
+}
+
+impl Entrance {
+    fn token(&self) -> MutexGuard<'_, Option<String>> {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Connector for Entrance {
+    fn connect(&self, deadline: Deadline, hooks: Hooks) -> Result<Link> {
+        let mut dial = self.dial.clone();
+        dial.hello.auth_token = self.token().clone();
+        dial.connect(deadline, hooks)
+    }
+
+    fn target(&self) -> String {
+        self.dial.target()
+    }
 }
 
 pub struct World {
@@ -96,34 +130,35 @@ impl World {
         self.attached.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The connection that is kept for a source, or a new one, which the first use will make.
+    /// The connection that is kept for a source, or a new one, which the first use will make. One that is
+    /// kept takes over the source's token.
     pub fn attach(&self, source: &Source) -> Attached {
-        let kept = self.attached().into_iter().find(|a| a.source == *source);
-        kept.unwrap_or_else(|| {
+        let kept = self.attached().into_iter().find(|a| a.source.leads_to_the_same(source));
+        if let Some(kept) = kept {
+            kept.entrance.token().clone_from(&source.endpoint.token);
+            Attached { source: source.clone(), ..kept }
+        } else {
             let (endpoint, source) = (&source.endpoint, source.clone());
             let dial = Dial {
                 net: self.net.clone(),
                 url: endpoint.url.clone(),
                 bearer: source.bearer.clone(),
-                hello: Hello {
-                    auth_token: endpoint.token.clone(),
-                    binding: source.binding.clone(),
-                    ..Hello::default()
-                },
+                hello: Hello { binding: source.binding.clone(), ..Hello::default() },
                 framing: self.framing,
                 silence: self.silence(),
             };
-            let remote = Remote::new(Peer::restless(Arc::new(dial)), endpoint.export.clone());
+            let entrance = Arc::new(Entrance { dial, token: endpoint.token.clone().into() });
+            let remote = Remote::new(Peer::restless(entrance.clone()), endpoint.export.clone());
             let cached = self.workers.as_ref().map(|w| Cached::new(remote.clone(), w.clone()));
-            Attached { source, remote, cached }
-        })
+            Attached { source, remote, cached, entrance }
+        }
     }
 
     /// Mounts these and nothing else; what stays keeps its connection and its ids. Errors: as
     /// [`Union::set`], with nothing changed.
     pub fn set(&self, wanted: Vec<Attached>) -> Result<()> {
         let mut mounts: Vec<MountPoint> = Vec::new();
-        for Attached { source, remote, cached } in &wanted {
+        for Attached { source, remote, cached, .. } in &wanted {
             let Endpoint { name, mount_path, .. } = &source.endpoint;
             let tree: Arc<dyn Tree> = match cached {
                 Some(cached) => cached.clone(),

@@ -18,6 +18,7 @@ pub const SILENCE: Duration = Duration::from_secs(8);
 const INFLIGHT_MAX: usize = WAITING_MAX + 64;
 
 /// A node at a URL.
+#[derive(Clone)]
 pub struct Dial {
     pub net: Arc<Net>,
     pub url: WsUrl,

@@ -4,9 +4,12 @@ use super::daemon;
 use super::protocol::{Node, export};
 use super::raw::{Raw, eventually};
 use serde_json::{Value, json};
-use spiderweb::base::now_ms;
-use spiderweb::vfs::{Local, LocalOptions, Tree};
-use spiderweb::wire::fs::{Access, Grant, Rights};
+use spiderweb::base::{Deadline, Name, Timer, now_ms};
+use spiderweb::mount::endpoint::Endpoint;
+use spiderweb::mount::world::{Source, World};
+use spiderweb::net::Net;
+use spiderweb::vfs::{Local, LocalOptions, NodeId, OpenFlags, Read, Tree};
+use spiderweb::wire::fs::{Access, Framing, Grant, Rights};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -265,4 +268,35 @@ fn programs_make_grants_that_the_gateway_and_a_listening_node_take() {
     let seen = list("/w");
     assert!(String::from_utf8_lossy(&seen.stdout).contains("a.txt"), "{seen:?}");
     assert!(!list("/t").status.success());
+}
+
+#[test]
+fn a_mount_goes_on_with_a_newer_grant_and_its_files_stay_open() {
+    let node = start();
+    std::fs::write(node.dir.path().join("f"), "hello").unwrap();
+    let timer = Timer::start().unwrap();
+    let net = Net::start(1, timer.clone()).unwrap();
+    let world = World::new(net.clone(), 30_000, Some(0), Framing::Binary).unwrap();
+    let source = |ttl_s| {
+        let spec = format!("w=ws://{}/v2/fs#work@/", node.listener.addr());
+        let endpoint: Endpoint = spec.parse().unwrap();
+        Source::from(Endpoint { token: Some(token(&BOTH, "u", ttl_s)), ..endpoint })
+    };
+    let first = world.attach(&source(3));
+    let cx = world.cx();
+    let file = first.remote.lookup(&cx, NodeId::ROOT, Name::text("f").unwrap()).unwrap();
+    let opened = first.remote.open(&cx, file.id, OpenFlags::READ).unwrap();
+    world.set(vec![first.clone()]).unwrap();
+
+    let next = world.attach(&source(600));
+    assert!(Arc::ptr_eq(&first.remote, &next.remote));
+    world.set(vec![next]).unwrap();
+    eventually("the end of the first grant", || {
+        (first.remote.peer().status().last_failure_ms > 0).then_some(())
+    });
+    let read = eventually("the file", || first.remote.read(&world.cx(), opened.handle, 0, 9).ok());
+    assert!(matches!(read, Read::Data { bytes, .. } if &bytes[..] == b"hello"));
+    world.stop();
+    net.stop(Deadline::after_ms(1000));
+    timer.stop();
 }
