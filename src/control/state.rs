@@ -88,6 +88,12 @@ impl Node {
         }
     }
 
+    /// Its files are reached through this gateway, which then asks for the token in its place.
+    pub fn is_routed(&self) -> bool {
+        let way = self.fs_url.split_once("/v2/fs/node/");
+        way.is_some_and(|(_, id)| id == self.id())
+    }
+
     pub fn online(&self, now_ms: i64) -> bool {
         self.lease_expires_at_ms > now_ms
     }

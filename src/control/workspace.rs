@@ -6,7 +6,7 @@ pub use resolve::{Drift, Workspace};
 
 use super::policy::{Action, Asker, check};
 use super::state::{MOTHER, Project, State};
-use crate::base::{Code, Error, Result};
+use crate::base::{Code, Error, Result, now_ms};
 use crate::wire::Object;
 use serde::Serialize;
 use std::ops::{Add, Sub};
@@ -20,12 +20,6 @@ pub struct Viewer<'a> {
 }
 
 impl<'a> Viewer<'a> {
-    /// Node secrets open every file of a node, so only admins, and mother acting for one, see them
-    /// (spec: control 14.1 and 14.2 row 11).
-    fn sees_secrets(self) -> bool {
-        self.admin
-    }
-
     pub fn asker(self) -> Asker<'a> {
         Asker { admin: self.admin, agent_id: Some(self.agent_id), token: self.token }
     }
@@ -65,27 +59,26 @@ impl Sub for Availability {
     }
 }
 
-/// The payload of `workspace_status` (spec: control 8.7); without a project, its blank form.
+/// The payload of `workspace_status` (spec: control 8.7) without what opens files: for events, and for files
+/// that are copied around. Without a project, its blank form.
 pub fn status(state: &State, project: Option<&Project>, viewer: Viewer<'_>, now_ms: i64) -> Object {
-    status_since(state, project, viewer, now_ms, 0)
+    let workspace = project.map(|p| Workspace::of(state, p, viewer, now_ms)).unwrap_or_default();
+    shown(&workspace, project, viewer, now_ms, 0)
 }
 
-/// The same of a project that was last seen without errors at `last_success_ms`.
-pub(super) fn status_since(
+/// The same with what opens the files to a viewer called `bearer`, of a project that was last seen without
+/// errors at `last_success_ms`.
+pub(super) fn status_for(
+    bearer: &str,
     state: &State,
     project: Option<&Project>,
     viewer: Viewer<'_>,
-    now_ms: i64,
     last_success_ms: i64,
 ) -> Object {
+    let now_ms = now_ms();
     let workspace = project.map(|p| Workspace::of(state, p, viewer, now_ms)).unwrap_or_default();
+    let workspace = workspace.with_tokens(state, viewer, bearer, now_ms);
     shown(&workspace, project, viewer, now_ms, last_success_ms)
-}
-
-/// The same for an event: without secrets, whoever hears of it.
-pub fn told(state: &State, project: &Project, viewer: Viewer<'_>, now_ms: i64) -> Object {
-    let workspace = Workspace::of(state, project, viewer, now_ms).without_secrets();
-    shown(&workspace, Some(project), viewer, now_ms, 0)
 }
 
 fn shown(

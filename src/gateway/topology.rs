@@ -88,7 +88,7 @@ impl Follower {
         let sees = |s: &Subscriber| seer(s, state, project).is_some();
         self.stream.tell_if(Topic::Topology, TOPOLOGY, MOTHER, &payload, sees);
         let delta = |seer: &Seer| {
-            let status = workspace::told(state, project, seer.viewer(), now_ms());
+            let status = workspace::status(state, Some(project), seer.viewer(), now_ms());
             Object::new()
                 .put("event", "workspace_topology_delta")
                 .put("reason", reason)

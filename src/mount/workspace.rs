@@ -18,6 +18,8 @@ const MOUNTS_MAX: usize = 1024;
 /// Nodes asked at the same time whether they can be reached, and how long they have to answer.
 const PROBES: usize = 16;
 const PROBE_MS: u64 = 3_000;
+/// The gateway is asked this often whatever was configured: what opens its nodes' files is good for an hour.
+const TOKENS_MS: u64 = 900_000;
 /// The gateway's export of its whole tree (design: exports of the gateway's own node).
 const NAMESPACE: &str = "namespace";
 
@@ -186,8 +188,8 @@ pub struct Following {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Asks the gateway when it says that something has changed, and every `interval_ms` whatever it says,
-/// and applies what changed; open files stay. A gateway that is away changes nothing.
+/// Asks the gateway when it says that something has changed, and every `interval_ms` whatever it says, if
+/// not more often, and applies what changed; open files stay. A gateway that is away changes nothing.
 pub fn follow(
     world: Arc<World>,
     net: Arc<Net>,
@@ -206,7 +208,7 @@ pub fn follow(
     let sync = move || {
         let (mut away, mut refused) = (false, false);
         loop {
-            let next = changed.wait(seen, Deadline::after_ms(interval_ms));
+            let next = changed.wait(seen, Deadline::after_ms(interval_ms.min(TOKENS_MS)));
             if next.block(Deadline::never(), &ended).is_err() {
                 return;
             }
@@ -237,6 +239,28 @@ pub fn follow(
         Ok(push) => threads.push(push),
         Err(e) => log::warn!("changes of the workspace are asked for, not heard of: {e}"),
     }
+    Ok(Following { cancel, threads })
+}
+
+/// Takes over new tokens, and nothing else that changes.
+pub fn renew(world: Arc<World>, net: Arc<Net>, gateway: Gateway) -> Result<Following> {
+    let cancel = Cancel::new();
+    let (ended, never) = (cancel.clone(), Notify::default());
+    let run = move || {
+        loop {
+            let next = never.wait(never.seen(), Deadline::after_ms(TOKENS_MS));
+            if next.block(Deadline::never(), &ended).is_err() {
+                return;
+            }
+            match status(&net, &gateway).and_then(|payload| mounts(&payload)) {
+                // What is mounted takes over its token; what is not is forgotten again.
+                Ok(all) => all.into_iter().for_each(|e| drop(world.attach(&e.into()))),
+                Err(e) => log::warn!("the gateway tells no new tokens: {e}"),
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("workspace-sync".into());
+    let threads = vec![thread.spawn(run).context("workspace thread")?];
     Ok(Following { cancel, threads })
 }
 

@@ -50,11 +50,13 @@ pub fn run(world: &Arc<World>, net: &Arc<Net>, plan: Plan) -> Result<()> {
     let mounted = fuse::mount(tree, across, &at, &plan.options, signals.stopper())?;
     let begun = begin(world, &at, &plan, &mounted, log);
     let following = begun.and_then(|server| {
-        let sync = plan.sync.filter(|sync| sync.interval_ms > 0);
-        let following = sync.map(|sync| {
+        let following = plan.sync.map(|sync| {
             let Sync { gateway, explicit, interval_ms } = sync;
             let (world, net, reporter) = (world.clone(), net.clone(), reporter.clone());
-            workspace::follow(world, net, gateway, explicit, interval_ms, reporter)
+            match interval_ms {
+                0 => workspace::renew(world, net, gateway),
+                _ => workspace::follow(world, net, gateway, explicit, interval_ms, reporter),
+            }
         });
         Ok((server, following.transpose()?))
     });

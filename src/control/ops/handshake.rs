@@ -3,7 +3,6 @@
 use super::Call;
 use crate::base::{Code, Error, Result};
 use crate::control::state::{MOTHER, Project, SYSTEM, State};
-use crate::control::workspace;
 use crate::wire::control::PROTOCOL;
 use crate::wire::{Object, acheron, fs};
 
@@ -51,7 +50,7 @@ pub(super) fn connect(call: &mut Call<'_>) -> Result<Object> {
     let setup = setup_hint(call, &state, project, bootstrap);
     let token = binding.and_then(|b| b.project_token.as_deref());
     let shown = project.filter(|_| binding.is_some());
-    let workspace = workspace::status(&state, shown, call.viewer(token), super::now());
+    let workspace = call.workspace(&state, shown, call.viewer(token));
     let gate = gate.map(|g| {
         let e = g.error();
         serde_json::json!({"code": e.code.wire(), "message": e.message})

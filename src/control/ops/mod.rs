@@ -26,9 +26,9 @@ pub use scopes::Scopes;
 use super::events::Events;
 use super::plane::Commit;
 use super::session::{Door, Role, Session};
-use super::state::{Change, MOTHER, State};
+use super::state::{Change, MOTHER, Project, State};
 use super::topics::OnSecurity;
-use super::workspace::Viewer;
+use super::workspace::{self, Viewer};
 use super::{Agents, Authenticator, History, Plane};
 use crate::base::{Code, Error, Result, id, now_ms};
 use crate::wire::control::{self, Correlation, RESPONSES};
@@ -301,6 +301,11 @@ impl Call<'_> {
                 format!("{name} must be 0 to {DURATION_MAX_MS} (30 days)"),
             )),
         }
+    }
+
+    /// A project's workspace, with what opens its files to the caller.
+    fn workspace(&self, state: &State, project: Option<&Project>, viewer: Viewer<'_>) -> Object {
+        workspace::status_for(&self.session.principal.name, state, project, viewer, 0)
     }
 
     fn viewer<'v>(&'v self, token: Option<&'v str>) -> Viewer<'v> {

@@ -96,7 +96,7 @@ pub(super) fn up(call: &mut Call<'_>) -> Result<Object> {
         .put("project_token", shown)
         .put("created", created)
         .put("activated", activate)
-        .object("workspace", workspace::status(&state, Some(&project), viewer, super::now())))
+        .object("workspace", call.workspace(&state, Some(&project), viewer)))
 }
 
 /// The project as described, and whether it is new.

@@ -6,7 +6,7 @@ use crate::control::history::ENTRIES_MAX;
 use crate::control::policy::{self, Action, Asker};
 use crate::control::session::{MAIN, SESSIONS_MAX, check_role};
 use crate::control::state::{Change, MOTHER, Project, State};
-use crate::control::{Actor, Attached, Binding, Entry, workspace};
+use crate::control::{Actor, Attached, Binding, Entry};
 use crate::wire::Object;
 
 /// Without a sign of life for this long, a session or its agent counts as stale (spec: control 8.3).
@@ -240,7 +240,7 @@ fn described(call: &Call<'_>, key: &str) -> Result<Object> {
     let state = call.cx.plane.state();
     let project = binding.project_id.as_deref().and_then(|id| state.project(id).ok());
     let viewer = call.viewer(binding.project_token.as_deref());
-    let workspace = workspace::status(&state, project.map(|p| &**p), viewer, super::now());
+    let workspace = call.workspace(&state, project.map(|p| &**p), viewer);
     Ok(named(key, attached)
         .object("workspace", workspace)
         .object("attach", ready(attached.touched_at_ms)))

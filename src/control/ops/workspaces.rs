@@ -22,7 +22,8 @@ pub(super) fn status(call: &mut Call<'_>) -> Result<Object> {
     let state = call.cx.plane.state();
     let project = workspace::select(&state, asked.as_deref(), viewer)?;
     let success_ms = project.map_or(0, |p| call.cx.plane.last_success_ms(p.number));
-    Ok(workspace::status_since(&state, project, viewer, super::now(), success_ms))
+    let bearer = &call.session.principal.name;
+    Ok(workspace::status_for(bearer, &state, project, viewer, success_ms))
 }
 
 /// Of one project, or of all that the caller may read.

@@ -4,6 +4,7 @@
 use super::{Availability, Viewer};
 use crate::control::state::{Mount, Node, Project, Service, State};
 use crate::wire::control::{MountState, WorkspaceMount};
+use crate::wire::fs::{Access, Grant};
 use serde::Serialize;
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
@@ -56,12 +57,12 @@ impl Workspace {
             groups[place].push(member);
         }
         let mut workspace = Workspace {
-            desired: members.iter().map(|m| m.shown(viewer)).collect(),
+            desired: members.iter().map(Member::shown).collect(),
             ..Workspace::default()
         };
         for group in &groups {
             let chosen = choose(group);
-            workspace.selected.push(chosen.shown(viewer));
+            workspace.selected.push(chosen.shown());
             workspace.drift.extend(drift(group, chosen));
         }
         workspace
@@ -87,10 +88,29 @@ impl Workspace {
         self.selected.iter().map(one).fold(0, u64::wrapping_add)
     }
 
-    /// Leaves out what opens the nodes.
-    pub fn without_secrets(mut self) -> Workspace {
+    /// With what opens each mount's files to its viewer, who is called `bearer`: a grant for the one export,
+    /// where the gateway itself stands at the node's door, and else, to admins only, the node's secret, the
+    /// only thing that the node can be known to take.
+    pub fn with_tokens(
+        mut self,
+        state: &State,
+        viewer: Viewer<'_>,
+        bearer: &str,
+        now_ms: i64,
+    ) -> Workspace {
+        let expires_at_s = grant_end_s(now_ms);
+        let mut made: HashMap<(String, String), Option<String>> = HashMap::new();
         for mount in self.desired.iter_mut().chain(&mut self.selected) {
-            mount.fs_auth_token = None;
+            let Ok(node) = state.node(&mount.node_id) else { continue };
+            let key = (mount.node_id.clone(), mount.export_name.clone());
+            let token = made.entry(key).or_insert_with(|| match node.is_routed() {
+                true => {
+                    let exports = [(mount.export_name.clone(), Access::ReadWrite)].into();
+                    Grant { exports, sub: bearer.to_owned(), expires_at_s }.mint(&node.secret).ok()
+                }
+                false => viewer.admin.then(|| node.secret.clone()),
+            });
+            mount.fs_auth_token.clone_from(token);
         }
         self
     }
@@ -103,6 +123,16 @@ impl Workspace {
     pub fn queue_depth(&self) -> usize {
         self.errors().count()
     }
+}
+
+/// Time that a grant is good for, at least, and how often another one is made: one that was handed out is
+/// the same until then, so that who asks again sees no change.
+const GRANT_S: u64 = 3_600;
+const RENEWED_S: u64 = 900;
+
+fn grant_end_s(now_ms: i64) -> u64 {
+    let now_s = u64::try_from(now_ms / 1000).unwrap_or_default();
+    (now_s / RENEWED_S + 1) * RENEWED_S + GRANT_S
 }
 
 /// What matters here of a node, looked at once however many of its exports are mounted.
@@ -163,7 +193,7 @@ impl<'s> Member<'s> {
         self.seen.map_or(0, |seen| seen.node.revived_at_ms)
     }
 
-    fn shown(&self, viewer: Viewer<'_>) -> WorkspaceMount {
+    fn shown(&self) -> WorkspaceMount {
         let node = self.seen.map(|seen| seen.node);
         WorkspaceMount {
             mount_path: self.mount.mount_path.clone(),
@@ -171,7 +201,7 @@ impl<'s> Member<'s> {
             export_name: self.mount.export_name.clone(),
             node_name: node.map(|n| n.name.clone()),
             fs_url: node.map(|n| n.fs_url.clone()),
-            fs_auth_token: node.filter(|_| viewer.sees_secrets()).map(|n| n.secret.clone()),
+            fs_auth_token: None,
             online: self.health == Health::Online,
             state: match self.health {
                 Health::UnknownNode | Health::UnknownExport => MountState::Missing,
@@ -359,16 +389,48 @@ mod tests {
     }
 
     #[test]
-    fn secrets_and_services_are_shown_to_those_who_may_have_them() {
+    fn everybody_gets_what_opens_his_mounts_and_no_more() {
+        let routed = |n: u64| Node { fs_url: format!("ws://g:1/v2/fs/node/node-{n}"), ..up(n) };
+        let tokens = |nodes: Vec<Node>, admin: bool, at_ms: i64| -> Vec<Option<String>> {
+            let mut house = House::of(nodes);
+            house.put();
+            let viewer = Viewer { agent_id: "a", admin, token: None };
+            let seen = house.seen(admin, None);
+            let seen = seen.with_tokens(&house.state, viewer, "ann", at_ms);
+            assert_eq!(seen.selected[0].fs_auth_token, seen.desired[0].fs_auth_token);
+            seen.desired.into_iter().map(|m| m.fs_auth_token).collect()
+        };
+        // Only the gateway is known to take grants.
+        let other = Node { fs_url: "ws://h:1/v2/fs/node/node-2".into(), ..up(1) };
+        for unknown in [up(1), other] {
+            assert_eq!(tokens(vec![unknown.clone()], false, NOW_MS), [None]);
+            assert_eq!(tokens(vec![unknown], true, NOW_MS), [Some("secret-x".into())]);
+        }
+        for admin in [false, true] {
+            let made = tokens(vec![routed(1)], admin, NOW_MS);
+            let grant = routed(1).grant(made[0].as_deref().unwrap(), NOW_MS).unwrap();
+            let only = [("work".into(), Access::ReadWrite)].into();
+            assert_eq!((grant.exports, &*grant.sub), (only, "ann"));
+            let now_s = NOW_MS as u64 / 1000;
+            assert!((now_s + GRANT_S..=now_s + GRANT_S + RENEWED_S).contains(&grant.expires_at_s));
+        }
+        let turn_ms = (NOW_MS / 1000 / RENEWED_S as i64 + 1) * RENEWED_S as i64 * 1000;
+        let at = |ms| tokens(vec![routed(1)], false, ms);
+        assert_eq!(at(turn_ms), at(turn_ms + RENEWED_S as i64 * 1000 - 1), "the same for a while");
+        assert_ne!(at(turn_ms), at(turn_ms - 1));
+    }
+
+    #[test]
+    fn services_are_shown_to_those_who_may_have_them() {
         let terminal = json!({"capabilities": {"invoke": true}, "endpoints": ["/src"],
             "permissions": {"require_project_token": true}});
         let mut house = House::of(vec![with(terminal, up(1))]);
         house.put();
         let admin = house.seen(true, None);
-        assert_eq!(admin.selected[0].fs_auth_token.as_deref(), Some("secret-x"));
+        assert_eq!(admin.selected.len(), 1);
         assert_eq!(house.seen(false, None), Workspace::default(), "the service wants a token");
         let user = house.seen(false, Some("any"));
-        assert_eq!((user.selected.len(), &user.selected[0].fs_auth_token), (1, &None));
+        assert_eq!(user.selected.len(), 1);
         let fields = serde_json::to_string(&json!({"invoke": "deny"})).unwrap();
         let fields = crate::wire::Fields::parse(&fields).unwrap();
         Arc::make_mut(&mut house.project.profile).policy =

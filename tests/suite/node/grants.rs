@@ -300,3 +300,54 @@ fn a_mount_goes_on_with_a_newer_grant_and_its_files_stay_open() {
     net.stop(Deadline::after_ms(1000));
     timer.stop();
 }
+
+#[test]
+fn a_workspace_opens_its_mounts_to_who_sees_it_and_nothing_else_of_the_node() {
+    let (gateway, dir) = (daemon::Gateway::start(), daemon::place());
+    let (url, invite) = (format!("ws://{}/", gateway.addr), gateway.invite());
+    let args = ["--control-url", &url, "--export", "work=files", "--terminal-id", "1"];
+    let args = [&args[..], &["--state-file", "state.json"]].concat();
+    let _member = daemon::Node::start(&args, &[("SPIDERWEB_INVITE_TOKEN", &invite)], dir.path());
+    let id = daemon::node_id(dir.path());
+    gateway.reads(&format!("/nodes/{id}/fs/a.txt"), b"hello");
+    let mut admin = gateway.admin();
+    eventually("the routed URL", || {
+        let reply = admin.control("node_get", json!({"node_id": id})).unwrap();
+        reply["node"]["fs_url"].as_str().unwrap().ends_with(&id).then_some(())
+    });
+    let mount = json!({"mount_path": "/src", "node_id": id, "export_name": "work"});
+    let up = json!({"name": "P", "vision": "v", "agent_id": "alice", "desired_mounts": [mount]});
+    let up = admin.control("project_up", up).unwrap();
+    let made = admin.control("auth_token_create", json!({"name": "ann", "role": "user"})).unwrap();
+    let bearer = made["token"].as_str().unwrap();
+    let mut user = Raw::open(gateway.addr, "/", Some(bearer));
+    user.control("version", json!({"protocol": "unified-v2"})).unwrap();
+    user.control("connect", json!({})).unwrap();
+    let attach = json!({"session_key": "w", "agent_id": "alice", "project_id": up["project_id"]});
+    user.control("session_attach", attach).unwrap();
+
+    let token = |c: &mut Raw| {
+        let seen = c.control("workspace_status", json!({"project_id": "proj-1"})).unwrap();
+        seen["mounts"][0]["fs_auth_token"].as_str().unwrap().to_owned()
+    };
+    let names = |token: &str| {
+        let mut c = Raw::open(gateway.addr, &format!("/v2/fs/node/{id}"), None);
+        c.hello(json!({"auth_token": token}));
+        exports(&mut c).into_iter().map(|(name, ..)| name).collect::<Vec<_>>()
+    };
+    let secret = daemon::state(dir.path())["node_secret"].as_str().unwrap().to_owned();
+    assert_eq!(names(&secret), ["work", "terminal-1"]);
+    for token in [token(&mut user), token(&mut admin)] {
+        assert!(Grant::is_one(&token), "{token}");
+        assert_eq!(names(&token), ["work"]);
+    }
+    // What agents and people read as a file holds no token.
+    let file = gateway.read("/meta/workspace_status.json").unwrap();
+    let file: Value = serde_json::from_slice(&file).unwrap();
+    assert!(!file.to_string().contains("swg1."), "{file}");
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_spiderweb-fs-mount"));
+    command.args(["--workspace-url", &url, "--project-id", "proj-1", "cat", "/src/a.txt"]);
+    let read = command.env_clear().env("SPIDERWEB_AUTH_TOKEN", bearer).output().unwrap();
+    assert_eq!(read.stdout, b"hello", "{read:?}");
+}
