@@ -4,6 +4,7 @@
 use crate::base::{Error, Result};
 use crate::vfs::{Attr, Kind, SetAttr};
 use crate::wire::Object;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How long the kernel believes attributes and names where nothing else is asked for. Events of the
@@ -75,6 +76,8 @@ pub struct Options {
     pub view: View,
     /// Bound on what is kept of files, in bytes; 0 keeps nothing. `None`: what the program thinks best.
     pub cache_bytes: Option<u64>,
+    /// Where file contents are kept on disk, and how many bytes of them at most.
+    pub cache_dir: Option<(PathBuf, u64)>,
 }
 
 impl Options {
@@ -95,6 +98,8 @@ impl Options {
             .put("fmask", format_args!("{:03o}", v.file_mask))
             .put("dmask", format_args!("{:03o}", v.dir_mask))
             .put("cache_size", self.cache_bytes)
+            .put("cache_dir", self.cache_dir.as_ref().map(|(dir, _)| dir.to_string_lossy()))
+            .put("cache_dir_size", self.cache_dir.as_ref().map(|(_, bytes)| bytes))
     }
 }
 

@@ -5,7 +5,7 @@ use super::options::Options;
 use super::world::{Attached, World};
 use crate::base::{Code, Deadline, Error, Result};
 use crate::vfs::remote::LineStatus;
-use crate::vfs::{CacheStatus, Cx, MountStatus};
+use crate::vfs::{CacheStatus, Cx, DiskStatus, MountStatus};
 use crate::wire::fs::Export;
 use crate::wire::{Fields, Object};
 use std::path::PathBuf;
@@ -63,6 +63,7 @@ impl Running {
             .put("uptime_ms", self.since.elapsed().as_millis() as u64)
             .object("options", self.options.describe())
             .raw("mounts", &array(&mounts))
+            .put_some("disk_cache", self.world.disk.as_ref().map(|disk| disk_cache(disk.status())))
             .put("open_files", self.world.tree.open_files())
             .put("resident_bytes", resident_bytes())
             .finish()
@@ -122,6 +123,16 @@ fn endpoint(idx: usize, a: &Attached) -> Object {
         .put_some("last_error", peer.last_error.or(missing))
         .put_some("line", peer.line.map(line))
         .put_some("cache", a.cached.as_ref().map(|c| cache(c.status())))
+}
+
+fn disk_cache(d: DiskStatus) -> serde_json::Value {
+    serde_json::json!({
+        "bytes": d.bytes,
+        "bytes_max": d.bytes_max,
+        "hits": d.hits,
+        "misses": d.misses,
+        "writes": d.writes,
+    })
 }
 
 fn line(l: LineStatus) -> serde_json::Value {

@@ -5,7 +5,9 @@ use super::endpoint::Endpoint;
 use crate::base::{Deadline, Result, TreePath};
 use crate::net::{Net, WsUrl};
 use crate::vfs::remote::{Connector, Dial, Hooks, Link, Peer, Remote, SILENCE};
-use crate::vfs::{CacheOptions, Cached, Cx, Member, MountPoint, NodeId, Tree, Union, Workers};
+use crate::vfs::{
+    CacheOptions, Cached, Cx, Disk, Member, MountPoint, NodeId, Tree, Union, Workers,
+};
 use crate::wire::fs::{Binding, Framing, Hello};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -73,6 +75,8 @@ impl Connector for Entrance {
 }
 
 pub struct World {
+    /// Where file contents are kept, if they are.
+    pub disk: Option<Arc<Disk>>,
     net: Arc<Net>,
     /// `None`: nothing is remembered.
     workers: Option<Workers>,
@@ -91,6 +95,7 @@ impl World {
         timeout_ms: u64,
         cache_bytes: Option<u64>,
         framing: Framing,
+        disk: Option<Arc<Disk>>,
     ) -> Result<World> {
         let tree = Arc::new(Union::for_mount()?);
         let default = CacheOptions::default();
@@ -98,9 +103,9 @@ impl World {
         let options = CacheOptions { bytes, timeout_ms, ..default };
         let workers = match bytes {
             0 => None,
-            _ => Some(Workers::start(options, net.timer().clone())?),
+            _ => Some(Workers::start(options, net.timer().clone())?.with_disk(disk.clone())),
         };
-        Ok(World { net, workers, tree, timeout_ms, framing, attached: Mutex::default() })
+        Ok(World { disk, net, workers, tree, timeout_ms, framing, attached: Mutex::default() })
     }
 
     /// Ends the threads; what is still on its way is sent first.
@@ -149,7 +154,11 @@ impl World {
             };
             let entrance = Arc::new(Entrance { dial, token: endpoint.token.clone().into() });
             let remote = Remote::new(Peer::restless(entrance.clone()), endpoint.export.clone());
-            let cached = self.workers.as_ref().map(|w| Cached::new(remote.clone(), w.clone()));
+            let cached = self.workers.as_ref().map(|w| {
+                let export = endpoint.export.as_deref().unwrap_or_default();
+                let known_as = format!("{}#{export}", endpoint.url);
+                Cached::of(Some(known_as), remote.clone(), w.clone())
+            });
             Attached { source, remote, cached, entrance }
         }
     }

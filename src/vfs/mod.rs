@@ -17,7 +17,7 @@ pub mod walk;
 mod watchers;
 pub mod wire;
 
-pub use cached::{CacheOptions, CacheStatus, Cached, Workers};
+pub use cached::{CacheOptions, CacheStatus, Cached, Disk, DiskStatus, Workers};
 pub use caller::Caller;
 pub use local::{Local, LocalOptions};
 pub use synthetic::Synthetic;

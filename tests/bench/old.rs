@@ -78,6 +78,7 @@ pub fn mount(url: &str, at: &Path) -> Result<()> {
         timeout_ms: TIMEOUT_MS,
         view: View::default(),
         cache_bytes: None,
+        cache_dir: None,
     };
     let point = point::prepare(at)?;
     let signals = Signals::install()?;

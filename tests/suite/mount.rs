@@ -4,6 +4,7 @@
 mod across;
 mod compress;
 mod copy;
+mod disk;
 mod faults;
 mod fuse;
 mod hostile;

@@ -9,10 +9,11 @@ mod sources;
 mod verb;
 
 use super::{Args, Command, Flag, Program, usage};
-use crate::base::{Deadline, Result, Timer, log};
+use crate::base::{Deadline, Result, ResultExt, Timer, log};
 use crate::mount::world::{Source, World};
 use crate::mount::{daemonize, workspace};
 use crate::net::Net;
+use crate::vfs::Disk;
 use crate::wire::fs::Framing;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -148,7 +149,7 @@ fn start(args: &Args, check_only: bool) -> Result<()> {
         (None, None) => String::new(),
     };
     let options = options::read(args, source, timeout_ms)?;
-    let cache_bytes = options.cache_bytes;
+    let (cache_bytes, cache_dir) = (options.cache_bytes, options.cache_dir.clone());
     let plan = match &verb {
         Verb::Mount(at) => {
             let at = at.clone();
@@ -174,7 +175,9 @@ fn start(args: &Args, check_only: bool) -> Result<()> {
     // One thread moves a single command's data; a mount gets one per core.
     let net = Net::start(usize::from(plan.is_none()), timer.clone())?;
     let framing = if args.has("--compress") { Framing::Lz4 } else { Framing::Binary };
-    let world = World::new(net.clone(), timeout_ms, cache_bytes, framing)?;
+    let disk = cache_dir.map(|(dir, bytes)| Disk::open(&dir, bytes)).transpose();
+    let disk = disk.context("-o cache_dir")?;
+    let world = World::new(net.clone(), timeout_ms, cache_bytes, framing, disk)?;
     let wanted = match &gateway {
         Some(gateway) => workspace::hydrate(&world, &net, gateway, &explicit)?,
         None => explicit.iter().map(|source| world.attach(source)).collect(),

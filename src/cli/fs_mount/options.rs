@@ -24,6 +24,9 @@ use Means::{Adds, Nothing, Off, On, Sets};
 /// Longest time that the kernel may be told to believe attributes, in seconds.
 const ATTR_TIMEOUT_MAX: f64 = 86_400.0;
 
+/// What is kept on disk where nothing else is asked for.
+const CACHE_DIR_BYTES: u64 = 1 << 30;
+
 const TABLE: &[(&str, Means)] = &[
     ("endpoint", Adds("--endpoint")),
     ("endpoint_token_file", Adds("--endpoint-token-file")),
@@ -55,6 +58,8 @@ const TABLE: &[(&str, Means)] = &[
     ("attr_timeout", Sets("-o attr_timeout")),
     ("cache_size", Sets("-o cache_size")),
     ("no_cache", On("-o no_cache")),
+    ("cache_dir", Sets("-o cache_dir")),
+    ("cache_dir_size", Sets("-o cache_dir_size")),
     ("_netdev", Nothing),
     ("async", Nothing),
     ("atime", Nothing),
@@ -140,7 +145,19 @@ pub fn read(args: &Args, source: String, timeout_ms: u64) -> Result<Options> {
         Some(s) if (0.0..=ATTR_TIMEOUT_MAX).contains(&s) => Duration::from_secs_f64(s),
         Some(_) => return Err(usage(format!("-o attr_timeout: 0 to {ATTR_TIMEOUT_MAX} seconds"))),
     };
-    let cache_bytes = args.string("-o cache_size")?.map(|text| bytes(&text)).transpose()?;
+    let size = |name: &str| args.string(name)?.map(|text| bytes(name, &text)).transpose();
+    let cache_bytes = if args.has("-o no_cache") { Some(0) } else { size("-o cache_size")? };
+    let cache_dir = match (args.string("-o cache_dir")?, size("-o cache_dir_size")?) {
+        (None, None) => None,
+        (None, Some(_)) => return Err(usage("-o cache_dir_size needs cache_dir=…")),
+        (Some(_), _) if cache_bytes == Some(0) => {
+            return Err(usage("-o cache_dir needs the cache in memory, which no_cache turns off"));
+        }
+        (Some(dir), bytes) => {
+            let dir = std::path::absolute(dir).context("-o cache_dir")?;
+            Some((dir, bytes.unwrap_or(CACHE_DIR_BYTES)))
+        }
+    };
     Ok(Options {
         source: args.string("-o fsname")?.unwrap_or(source),
         allow_other: args.has("--allow-other"),
@@ -160,7 +177,8 @@ pub fn read(args: &Args, source: String, timeout_ms: u64) -> Result<Options> {
             dir_mask: mask("-o dmask")?.unwrap_or(umask),
             attr_timeout,
         },
-        cache_bytes: if args.has("-o no_cache") { Some(0) } else { cache_bytes },
+        cache_bytes,
+        cache_dir,
     })
 }
 
@@ -181,7 +199,7 @@ fn owner(
 }
 
 /// A size in bytes, or with K, M or G behind it.
-fn bytes(text: &str) -> Result<u64> {
+fn bytes(option: &str, text: &str) -> Result<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
         "" => Some(0),
@@ -193,7 +211,7 @@ fn bytes(text: &str) -> Result<u64> {
     let number = digits.parse::<u64>().ok().zip(shift);
     number
         .and_then(|(n, shift)| n.checked_mul(1 << shift))
-        .ok_or_else(|| usage(format!("-o cache_size: {text:?} is not a size such as 64M")))
+        .ok_or_else(|| usage(format!("{option}: {text:?} is not a size such as 64M")))
 }
 
 #[cfg(test)]

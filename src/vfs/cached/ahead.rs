@@ -203,7 +203,7 @@ impl Ahead {
     /// Asks for more, if the reader reads in order, up to where the file is known to end.
     fn go_on(self: &Arc<Ahead>, end: u64, workers: &Workers, fetch: &Fetch) {
         loop {
-            let (at, run) = {
+            let (at, len, run) = {
                 let mut s = self.lock();
                 s.forget();
                 if s.in_order < 2 || s.at_end() {
@@ -217,14 +217,21 @@ impl Ahead {
                 if s.end().is_some_and(|end| end < at) {
                     s.pieces.clear();
                 }
-                let Some(share) = workers.ahead.take(PIECE as usize) else { return };
-                let len = u64::from(PIECE);
-                s.pieces.push_back(Piece { at, len, data: None, taken: 0, _share: share });
+                // Pieces lie as those on a disk do.
+                let len = PIECE - (at % u64::from(PIECE)) as u32;
+                let Some(share) = workers.ahead.take(len as usize) else { return };
+                s.pieces.push_back(Piece {
+                    at,
+                    len: len.into(),
+                    data: None,
+                    taken: 0,
+                    _share: share,
+                });
                 s.window = (s.window * 2).min(WINDOW.1);
-                (at, s.run)
+                (at, len, s.run)
             };
             let (this, fetch) = (self.clone(), fetch.clone());
-            let work = move || this.came(run, at, fetch(at, PIECE));
+            let work = move || this.came(run, at, fetch(at, len));
             if workers.pool.submit(work).is_err() {
                 let mut s = self.lock();
                 s.pieces.retain(|p| p.at != at);

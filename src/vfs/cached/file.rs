@@ -3,6 +3,7 @@
 use super::Cached;
 use super::ahead::{Ahead, Fetch};
 use super::behind::Sender;
+use super::disk::Volume;
 use crate::base::{Error, Result};
 use crate::vfs::{Attr, Cx, Event, FileKind, Handle, NodeId, OpenFlags, Opened, Read, Written};
 use bytes::Bytes;
@@ -128,11 +129,21 @@ impl Cached {
         self.drain(cx, file.node)?;
         let (inner, who, timeout_ms) =
             (self.inner.clone(), self.background.clone(), self.workers.options.timeout_ms);
+        let attr = self.meta.known(file.node);
+        let volume = attr.as_ref().and_then(|attr| self.volume(attr)).map(Arc::new);
+        let kept = volume.clone();
         let fetch: Fetch = Arc::new(move |offset, len| {
+            if let Some(bytes) = kept.as_ref().and_then(|volume| volume.read(offset, len)) {
+                return Ok(bytes);
+            }
             let cx = Cx::new(who.clone(), crate::base::Deadline::after_ms(timeout_ms));
-            crate::vfs::walk::read_full(&*inner, &cx, handle, offset, len)
+            let bytes = crate::vfs::walk::read_full(&*inner, &cx, handle, offset, len)?;
+            if let Some(volume) = &kept {
+                volume.keep(offset, &bytes);
+            }
+            Ok(bytes)
         });
-        let known = (self.meta.edition(file.node), self.meta.size(file.node));
+        let known = (self.meta.edition(file.node), attr.map(|attr| attr.size));
         let (deadline, cancel) = (cx.deadline, &cx.cancel);
         let at = (offset, len);
         match file.ahead.read(at, known, &self.workers, &fetch, deadline, cancel)? {
@@ -140,8 +151,31 @@ impl Cached {
                 let eof = bytes.len() < len as usize;
                 Ok(Read::Data { bytes, eof })
             }
-            None => self.known(file.node, self.inner.read(cx, handle, offset, len)),
+            None => self.read_through(cx, (file.node, handle), at, volume.as_deref()),
         }
+    }
+
+    /// From the disk, or from the tree, and then to the disk.
+    fn read_through(
+        &self,
+        cx: &Cx,
+        (node, handle): (NodeId, Handle),
+        (offset, len): (u64, u32),
+        volume: Option<&Volume>,
+    ) -> Result<Read> {
+        if let Some(bytes) = volume.and_then(|volume| volume.read(offset, len)) {
+            let eof = bytes.len() < len as usize;
+            return Ok(Read::Data { bytes, eof });
+        }
+        let read = self.known(node, self.inner.read(cx, handle, offset, len))?;
+        if let (Some(volume), Read::Data { bytes, .. }) = (volume, &read) {
+            volume.keep(offset, bytes);
+        }
+        Ok(read)
+    }
+
+    fn volume(&self, attr: &Attr) -> Option<Volume> {
+        Volume::of(self.workers.disk.as_ref()?, self.source.as_ref()?, attr)
     }
 
     pub(super) fn write_file(

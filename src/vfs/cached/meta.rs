@@ -344,10 +344,9 @@ impl Meta {
         }
     }
 
-    /// How long a file is, as far as that is known.
-    pub fn size(&self, id: NodeId) -> Option<u64> {
-        let mut s = self.shard(id);
-        s.nodes.get(&id)?.known().map(|attr| attr.size)
+    /// What is known of a node, as long as it may be believed.
+    pub fn known(&self, id: NodeId) -> Option<Attr> {
+        self.shard(id).nodes.get(&id)?.known()
     }
 
     /// What the content is known by; another one after every change, by us or by others. `None` where a

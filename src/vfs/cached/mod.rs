@@ -1,6 +1,7 @@
 //! A tree that remembers another one, which is far away: names and attributes for as long as the other
 //! tells what changes ([`Tree::is_live`]), else for a moment; files are read ahead and written behind. It
-//! keeps the ids of the tree underneath, and no file content beyond what is on its way.
+//! keeps the ids of the tree underneath, and of file content what is on its way and, if it is told to, what fits
+//! on a disk.
 //!
 //! What it promises (close-to-open): a file that is opened shows what was there when the one who wrote it
 //! had closed it; what is written is on the tree when `flush` returns, or `flush` says why not.
@@ -8,6 +9,7 @@
 mod ahead;
 mod behind;
 mod clock;
+mod disk;
 mod file;
 mod meta;
 mod pages;
@@ -19,6 +21,7 @@ use super::{Cx, Event, Handle, NodeId, Tree, Watch, Who};
 use crate::base::{Deadline, Error, Pool, Result, Timer};
 use ahead::Budget;
 use behind::Behind;
+pub use disk::{Disk, DiskStatus};
 use file::OpenFile;
 use meta::{Meta, Until};
 use pages::Pages;
@@ -50,6 +53,7 @@ impl Default for CacheOptions {
 #[derive(Clone)]
 pub struct Workers {
     options: CacheOptions,
+    disk: Option<Arc<Disk>>,
     pool: Arc<Pool>,
     timer: Timer,
     ahead: Arc<Budget>,
@@ -61,6 +65,7 @@ impl Workers {
     pub fn start(options: CacheOptions, timer: Timer) -> Result<Workers> {
         Ok(Workers {
             options,
+            disk: None,
             pool: Pool::start("cache", THREADS, QUEUE_MAX)?,
             timer,
             ahead: Budget::new(options.bytes / 4),
@@ -68,8 +73,17 @@ impl Workers {
         })
     }
 
+    /// Keeps what is read on a disk, too.
+    #[must_use]
+    pub fn with_disk(self, disk: Option<Arc<Disk>>) -> Workers {
+        Workers { disk, ..self }
+    }
+
     pub fn stop(&self) {
         self.pool.stop();
+        if let Some(disk) = &self.disk {
+            disk.stop();
+        }
     }
 }
 
@@ -88,6 +102,8 @@ pub struct CacheStatus {
 
 pub struct Cached {
     inner: Arc<dyn Tree>,
+    /// What the tree is called on the disk, where its files are kept.
+    source: Option<String>,
     workers: Workers,
     meta: Meta,
     behind: Arc<Behind>,
@@ -106,7 +122,14 @@ pub struct Cached {
 
 impl Cached {
     pub fn new(inner: Arc<dyn Tree>, workers: Workers) -> Arc<Cached> {
+        Cached::of(None, inner, workers)
+    }
+
+    /// As [`Cached::new`]; with a `source`, which no other tree has, its files are kept on the workers' disk,
+    /// if they have one.
+    pub fn of(source: Option<String>, inner: Arc<dyn Tree>, workers: Workers) -> Arc<Cached> {
         let cached = Arc::new(Cached {
+            source,
             meta: Meta::new(workers.options.bytes / 2, workers.options.ttl),
             behind: Arc::default(),
             pages: Arc::default(),

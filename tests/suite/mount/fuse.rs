@@ -383,6 +383,7 @@ fn a_panic_in_a_tree_is_an_error_of_that_call() {
         timeout_ms: 15_000,
         view: View::default(),
         cache_bytes: None,
+        cache_dir: None,
     };
     let ended = Notify::default();
     let (seen, tell) = (ended.seen(), ended.clone());

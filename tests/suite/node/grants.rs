@@ -276,7 +276,7 @@ fn a_mount_goes_on_with_a_newer_grant_and_its_files_stay_open() {
     std::fs::write(node.dir.path().join("f"), "hello").unwrap();
     let timer = Timer::start().unwrap();
     let net = Net::start(1, timer.clone()).unwrap();
-    let world = World::new(net.clone(), 30_000, Some(0), Framing::Binary).unwrap();
+    let world = World::new(net.clone(), 30_000, Some(0), Framing::Binary, None).unwrap();
     let source = |ttl_s| {
         let spec = format!("w=ws://{}/v2/fs#work@/", node.listener.addr());
         let endpoint: Endpoint = spec.parse().unwrap();
