@@ -1,10 +1,11 @@
 //! One connection as its I/O thread sees it: HTTP head, then WebSocket, then the ending. It decides
 //! and reads; it knows nothing of epoll. Whoever has the [`Seat`](super::seat::Seat) touches it, nobody else.
 
-use super::conn::{Conn, Gate, Shared, View, lost};
+use super::conn::Conn;
 use super::head::{self, Parsed, Response};
 use super::limits::Limits;
 use super::message::Frame;
+use super::outbox::{Gate, Shared, View, lost};
 use super::session::{Outcome, Session, Source, discard, read_head};
 use super::transport::Transport;
 use super::{Accept, Answer, Closed, Handler, Service};

@@ -1,10 +1,10 @@
 //! Listening sockets: accepting, spreading the connections over the I/O threads, refusing under load.
 
 use super::Service;
-use super::conn::Shared;
 use super::connection::Connection;
 use super::limits::Limits;
 use super::message::Role;
+use super::outbox::Shared;
 use super::reactor::{Command, Counter, Port, adopt};
 use super::strangers::Strangers;
 use super::transport::Transport;

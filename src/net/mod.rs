@@ -10,6 +10,7 @@ mod limits;
 mod listener;
 mod message;
 mod mux;
+mod outbox;
 mod reactor;
 mod seat;
 mod session;
@@ -167,7 +168,7 @@ impl Net {
         let port = least.ok_or_else(reactor::stopped)?.clone();
         let transport = Arc::new(dialled.transport);
         let shared =
-            conn::Shared::new(&transport, dialled.peer, Role::Client, options.limits, port);
+            outbox::Shared::new(&transport, dialled.peer, Role::Client, options.limits, port);
         let conn = Conn(shared.clone());
         let connection =
             Connection::upgraded(shared, transport, dialled.rest, handler, Instant::now());

@@ -3,8 +3,8 @@
 //! Only one reads at a time, and whoever does calls the handler.
 
 use super::Closed;
-use super::conn::Shared;
 use super::connection::{Connection, Fate, Ready};
+use super::outbox::Shared;
 use crate::base::{Deadline, Polling};
 use nix::poll::PollFlags;
 use nix::sys::epoll::{EpollEvent, EpollFlags};

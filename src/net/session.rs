@@ -1,9 +1,10 @@
 //! Reading: from bytes to request heads and messages. tungstenite decodes; what it would write is
 //! discarded here, since every byte that goes out comes through the outbox.
 
-use super::conn::{Conn, Gate, Shared, lost};
+use super::conn::Conn;
 use super::head::{self, HEAD_MAX, Parsed};
 use super::message::{Frame, Message, Role};
+use super::outbox::{Gate, Shared, lost};
 use super::transport::Transport;
 use super::{Closed, Handler};
 use crate::base::{Code, Error};

@@ -6,6 +6,7 @@ mod agents;
 mod aliases;
 mod audit;
 mod auth;
+mod call;
 mod handshake;
 mod joining;
 mod mounts;
@@ -20,15 +21,16 @@ mod workspaces;
 
 pub(super) use mounts::{put_bind, put_mount, tree_path};
 
+use call::{Call, DURATION_MAX_MS, SECRET_MAX};
+
 pub use aliases::ALIASES;
 pub use scopes::Scopes;
 
 use super::events::Events;
 use super::plane::Commit;
 use super::session::{Door, Role, Session};
-use super::state::{Change, MOTHER, Project, State};
+use super::state::{MOTHER, State};
 use super::topics::OnSecurity;
-use super::workspace::{self, Viewer};
 use super::{Agents, Authenticator, History, Plane};
 use crate::base::{Code, Error, Result, id, now_ms};
 use crate::wire::control::{self, Correlation, RESPONSES};
@@ -228,100 +230,8 @@ impl Context {
     }
 }
 
-/// One request on its way through its handler.
-struct Call<'a> {
-    cx: &'a Context,
-    session: &'a mut Session,
-    op: &'static Op,
-    correlation_id: Option<&'a str>,
-    payload: Fields<'a>,
-    has_payload: bool,
-    /// What it did has its record.
-    recorded: Cell<bool>,
-    /// What has to be durable before it is answered.
-    commit: Cell<Option<Commit>>,
-}
-
-impl Call<'_> {
-    /// Runs one mutation, recorded, as the last thing that a handler does beside saying what to answer: that
-    /// is sent once the changes are durable, and no thread waits for it. Where they cannot be stored, the
-    /// error is answered. Errors: what `decide` says, and nothing has changed.
-    fn mutate<T>(&self, decide: impl FnOnce(&State, i64) -> Result<(T, Vec<Change>)>) -> Result<T> {
-        let (answer, commit) = self.decide(decide)?;
-        self.commit.set(commit);
-        Ok(answer)
-    }
-
-    /// As [`Plane::mutate`], recorded: for a handler that goes on with what is durable.
-    fn mutate_and_wait<T>(
-        &self,
-        decide: impl FnOnce(&State, i64) -> Result<(T, Vec<Change>)>,
-    ) -> Result<T> {
-        let (answer, commit) = self.decide(decide)?;
-        commit.map_or(Ok(()), Commit::wait)?;
-        Ok(answer)
-    }
-
-    fn decide<T>(
-        &self,
-        decide: impl FnOnce(&State, i64) -> Result<(T, Vec<Change>)>,
-    ) -> Result<(T, Option<Commit>)> {
-        let entry = audit::entry(self.op, self.session, self.correlation_id, &self.payload);
-        let decided = self.cx.plane.decide(Some(entry), decide)?;
-        self.recorded.set(self.recorded.get() || decided.recorded);
-        Ok((decided.answer, decided.commit))
-    }
-
-    /// The project token in the payload. Errors: `invalid_payload`.
-    fn project_token(&self) -> Result<Option<String>> {
-        let token = self.payload.string("project_token")?;
-        match token {
-            Some(t) if t.is_empty() || t.len() > SECRET_MAX => {
-                Err(Error::new(Code::InvalidPayload, "project_token must have 1 to 256 bytes"))
-            }
-            token => Ok(token),
-        }
-    }
-
-    /// What opens a project: the token in the payload, else the one that the acting session holds, if
-    /// it is of that project. Errors: `invalid_payload`.
-    fn token_for(&self, project_id: &str) -> Result<Option<String>> {
-        let own = self.session.active().filter(|b| b.project_id.as_deref() == Some(project_id));
-        let own = || own.and_then(|b| b.project_token.clone());
-        Ok(self.project_token()?.or_else(own))
-    }
-
-    /// A duration in milliseconds, capped to what a lease or invite may last.
-    fn duration_ms(&self, name: &str, default_ms: i64) -> Result<i64> {
-        match self.payload.i64(name)? {
-            None => Ok(default_ms),
-            Some(ms) if (0..=DURATION_MAX_MS).contains(&ms) => Ok(ms),
-            Some(_) => Err(Error::new(
-                Code::InvalidPayload,
-                format!("{name} must be 0 to {DURATION_MAX_MS} (30 days)"),
-            )),
-        }
-    }
-
-    /// A project's workspace, with what opens its files to the caller.
-    fn workspace(&self, state: &State, project: Option<&Project>, viewer: Viewer<'_>) -> Object {
-        workspace::status_for(&self.session.principal.name, state, project, viewer, 0)
-    }
-
-    fn viewer<'v>(&'v self, token: Option<&'v str>) -> Viewer<'v> {
-        Viewer {
-            agent_id: self.session.agent_id().unwrap_or_default(),
-            admin: self.session.is_admin(),
-            token,
-        }
-    }
-}
-
-const SECRET_MAX: usize = 256;
 /// Bytes of an error's message.
 const MESSAGE_MAX: usize = 512;
-/// Longest lease or invite (spec: control 18): 30 days.
-const DURATION_MAX_MS: i64 = 30 * 86_400_000;
 
 /// The answer to a request, and whether the connection ends with it.
 pub struct Answer {
