@@ -12,8 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Asked for at a time: what the caches of a processor hold until it is passed on.
 const PIECE: u32 = 256 << 10;
-/// How far ahead, at first and at most.
-const WINDOW: (u64, u64) = (512 << 10, 8 << 20);
+/// How far ahead: so many times what the reader has read in order, and at most so many bytes.
+const WINDOW_TIMES: u64 = 4;
+const WINDOW_MAX: u64 = 8 << 20;
 /// A reader that comes this far from where the last read ended still reads in order: the kernel asks
 /// for several pieces at once, and not always the first one first. In reads, and in bytes.
 const SLACK_READS: u64 = 16;
@@ -71,10 +72,11 @@ pub struct Ahead {
 
 #[derive(Default)]
 struct State {
-    /// Where the reader is expected next.
+    /// Where the reader has read in order, from and to, and how much of it in how many reads.
+    from: u64,
     next: u64,
-    in_order: u32,
-    window: u64,
+    bytes: u64,
+    reads: u32,
     /// Ascending, without gaps.
     pieces: VecDeque<Piece>,
     /// What readers wait for, from and to: later ones that the kernel sends meanwhile take nothing away.
@@ -98,7 +100,31 @@ impl State {
     fn restart(&mut self) {
         self.pieces.clear();
         self.run += 1;
-        (self.in_order, self.window) = (0, WINDOW.0);
+        (self.bytes, self.reads) = (0, 0);
+    }
+
+    /// Notes a read: of the run so far, or of a new one.
+    fn note(&mut self, offset: u64, len: u64) {
+        let slack = SLACK.min(SLACK_READS * len);
+        let near = offset.saturating_add(slack) >= self.next && offset <= self.next + slack;
+        if !near || self.reads == 0 {
+            self.restart();
+            (self.from, self.next) = (offset, offset);
+        }
+        self.from = self.from.min(offset);
+        self.next = self.next.max(offset.saturating_add(len));
+        self.bytes = self.bytes.saturating_add(len);
+        self.reads = self.reads.saturating_add(1);
+    }
+
+    /// How far to read ahead. Whoever begins where the file does is believed sooner to read in order. Where
+    /// most is left out, as the kernel does with what it has when it fills the gaps between random reads,
+    /// nothing is to be gained.
+    fn window(&self) -> u64 {
+        let believed = self.reads >= if self.from == 0 { 2 } else { 3 };
+        let dense = self.bytes > (self.next - self.from) / 2;
+        let window = self.bytes.saturating_mul(WINDOW_TIMES).min(WINDOW_MAX);
+        if believed && dense { window } else { 0 }
     }
 
     /// A reader begins or ends to wait.
@@ -156,14 +182,7 @@ impl Ahead {
                 s.restart();
                 s.edition = edition;
             }
-            let slack = SLACK.min(SLACK_READS * u64::from(len));
-            let near = offset.saturating_add(slack) >= s.next && offset <= s.next + slack;
-            if !near {
-                s.restart();
-            }
-            s.in_order = if near { s.in_order.saturating_add(1) } else { 0 };
-            s.next =
-                if near { s.next.max(offset + u64::from(len)) } else { offset + u64::from(len) };
+            s.note(offset, len.into());
         }
         let found = self.take(offset, u64::from(len), deadline, cancel)?;
         self.go_on(size.unwrap_or(u64::MAX), workers, fetch);
@@ -206,11 +225,8 @@ impl Ahead {
             let (at, len, run) = {
                 let mut s = self.lock();
                 s.forget();
-                if s.in_order < 2 || s.at_end() {
-                    return;
-                }
                 let at = s.end().unwrap_or(s.next).max(s.next);
-                if at >= (s.next + s.window).min(end) {
+                if s.at_end() || at >= (s.next + s.window()).min(end) {
                     return;
                 }
                 // A gap would keep what lies behind it from being found in order.
@@ -227,7 +243,6 @@ impl Ahead {
                     taken: 0,
                     _share: share,
                 });
-                s.window = (s.window * 2).min(WINDOW.1);
                 (at, len, s.run)
             };
             let (this, fetch) = (self.clone(), fetch.clone());
@@ -310,7 +325,43 @@ mod tests {
     use crate::vfs::CacheOptions;
     use std::sync::RwLock;
 
+    const KIB: u64 = 1 << 10;
     const MIB: u64 = 1 << 20;
+
+    /// How many bytes are on their way ahead, at most, while so many at a time are read at these offsets.
+    fn asked_ahead(len: u64, offsets: impl IntoIterator<Item = u64>) -> u64 {
+        let timer = Timer::start().unwrap();
+        let workers = Workers::start(CacheOptions::default(), timer.clone()).unwrap();
+        let fetch: Fetch = Arc::new(|_, len| Ok(vec![0; len as usize].into()));
+        let ahead = Arc::new(Ahead::default());
+        let used = offsets.into_iter().map(|at| {
+            let known = (Some(Edition::default()), None);
+            let (deadline, cancel) = (Deadline::after_ms(60_000), Cancel::new());
+            ahead.read((at, len as u32), known, &workers, &fetch, deadline, &cancel).unwrap();
+            workers.ahead.used() as u64
+        });
+        let most = used.max().unwrap();
+        workers.stop();
+        timer.stop();
+        most
+    }
+
+    #[test]
+    fn what_is_read_ahead_is_in_proportion_to_what_was_read_in_order() {
+        let read = 128 * KIB;
+        let in_order = |n: u64| asked_ahead(read, (0..n).map(|i| MIB + i * read));
+        assert_eq!(in_order(2), 0);
+        let few = in_order(3);
+        let most = 3 * read * WINDOW_TIMES + u64::from(PIECE);
+        assert!((3 * read..=most).contains(&few), "{few} bytes ahead of three reads");
+        assert!(asked_ahead(read, [0, read]) > 0, "from the beginning of a file");
+    }
+
+    #[test]
+    fn reads_with_gaps_between_them_are_left_alone() {
+        assert_eq!(asked_ahead(4 * KIB, (0..1000).map(|i| i * 12 * KIB)), 0);
+        assert_eq!(asked_ahead(4 * KIB, (0..1000).map(|i| i * 7 % 1000 * MIB)), 0);
+    }
 
     #[test]
     fn what_a_reader_waits_for_is_not_given_up_when_later_reads_come_before_it() {
