@@ -93,7 +93,7 @@ pub fn run(ready: &Ready, cx: &Cx, call: &Call) -> Result<Attempt> {
             let limit = PageLimit { entries: (*max).min(ENTRIES_MAX) as usize, bytes };
             listing(ready, cx, *dir, *cookie, limit)
         }
-        Call::Open { node, flags } => open(ready, cx, *node, *flags),
+        Call::Open { node, flags, content_max } => open(ready, cx, *node, (*flags, *content_max)),
         Call::Create { dir, name, mode, flags } => create(ready, cx, (*dir, name), *mode, *flags),
         Call::Read { .. }
         | Call::Write { .. }

@@ -18,6 +18,7 @@ pub fn open_reply(h: u64, opened: &Opened, flags: OpenFlags) -> fs::OpenReply {
         generation: opened.generation,
         kind: wire::kind_to(opened.kind),
         patience_ms: opened.patience_ms,
+        content: opened.content.clone(),
     }
 }
 

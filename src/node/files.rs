@@ -5,15 +5,25 @@ use super::convert;
 use super::exports::Export;
 use super::session::{Open, Ready};
 use crate::base::{Code, Deadline, Error, Result};
-use crate::vfs::{Cx, FileKind, LockRequest, OpenFlags, Range, Read, Written, wire};
+use crate::vfs::{Cx, FileKind, Handle, LockRequest, OpenFlags, Range, Read, Tree, Written, wire};
 use crate::wire::DATA_MAX;
-use crate::wire::fs::{Call, Op, Reply};
+use crate::wire::fs::{Call, Framing, Op, Reply};
 use bytes::Bytes;
 use std::ffi::OsStr;
 
-pub(super) fn open(ready: &Ready, cx: &Cx, node: u64, bits: u32) -> Result<Attempt> {
+/// Most bytes that an OPEN's reply has of the file.
+const CONTENT_MAX: u32 = 64 << 10;
+
+pub(super) fn open(
+    ready: &Ready,
+    cx: &Cx,
+    node: u64,
+    (bits, content_max): (u32, u32),
+) -> Result<Attempt> {
     let at = At::of(ready, node)?;
-    let mut flags = wire::flags_from(bits);
+    let content_max =
+        if ready.framing() == Framing::Text { 0 } else { content_max.min(CONTENT_MAX) };
+    let mut flags = OpenFlags { content_max, ..wire::flags_from(bits) };
     if ready.ext.is_none() {
         // Old clients send the kernel's flags as they come and do what these mean themselves.
         flags = OpenFlags { append: false, truncate: false, ..flags };
@@ -21,10 +31,25 @@ pub(super) fn open(ready: &Ready, cx: &Cx, node: u64, bits: u32) -> Result<Attem
     if flags.writes() || flags.truncate {
         at.export.writable()?;
     }
-    let opened = at.export.tree.open(cx, at.node, flags)?;
+    let mut opened = at.export.tree.open(cx, at.node, flags)?;
+    if opened.content.is_none() && opened.kind == FileKind::Plain {
+        opened.content = content(&*at.export.tree, cx, opened.handle, flags);
+    }
     let open = Open { export: at.index, handle: opened.handle, kind: opened.kind, flags };
     let h = kept(ready, cx, &at, open)?;
     Ok(Attempt::Done(Reply::Open(convert::open_reply(h, &opened, flags))))
+}
+
+/// What an open file holds, if that is wanted and not too much. A file that cannot be read says so when it is.
+fn content(tree: &dyn Tree, cx: &Cx, handle: Handle, flags: OpenFlags) -> Option<Bytes> {
+    if flags.content_max == 0 || !flags.reads() || flags.truncate {
+        return None;
+    }
+    // One more, to see whether that is all.
+    match tree.read(cx, handle, 0, flags.content_max + 1).ok()? {
+        Read::Data { bytes, .. } if bytes.len() <= flags.content_max as usize => Some(bytes),
+        _ => None,
+    }
 }
 
 pub(super) fn create(

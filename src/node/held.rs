@@ -178,7 +178,8 @@ impl Held {
             true => r.known.remove(&rid),
             // Acknowledged while it ran: nobody will ask.
             false => {
-                r.known.get_mut(&rid).map(|k| std::mem::replace(k, Known::Done(outcome.clone())))
+                let done = Known::Done(outcome.clone().map(Reply::without_content));
+                r.known.get_mut(&rid).map(|k| std::mem::replace(k, done))
             }
         };
         match before {

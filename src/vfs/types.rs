@@ -126,11 +126,19 @@ pub struct OpenFlags {
     pub truncate: bool,
     /// With `create`: fail when the name exists.
     pub exclusive: bool,
+    /// The content is wanted with the answer, if it is all there in so many bytes: a hint, which costs a
+    /// far tree no further round trip.
+    pub content_max: u32,
 }
 
 impl OpenFlags {
-    pub const READ: OpenFlags =
-        OpenFlags { access: Access::Read, append: false, truncate: false, exclusive: false };
+    pub const READ: OpenFlags = OpenFlags {
+        access: Access::Read,
+        append: false,
+        truncate: false,
+        exclusive: false,
+        content_max: 0,
+    };
     pub const WRITE: OpenFlags = OpenFlags { access: Access::Write, ..OpenFlags::READ };
     pub const READ_WRITE: OpenFlags = OpenFlags { access: Access::ReadWrite, ..OpenFlags::READ };
 
@@ -167,6 +175,8 @@ pub struct Opened {
     /// How long a write or a flush may take where that is longer than calls usually may: what takes the
     /// message works on it meanwhile.
     pub patience_ms: Option<u64>,
+    /// All that the file held when it had been opened, where the opener wanted it and the tree told it.
+    pub content: Option<Bytes>,
 }
 
 /// The outcome of a read.

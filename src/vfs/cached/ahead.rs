@@ -85,6 +85,8 @@ struct State {
     run: u64,
     /// Which content the pieces are of.
     edition: Option<Edition>,
+    /// The file's end has come with one of them.
+    at_end: bool,
 }
 
 struct Piece {
@@ -96,19 +98,31 @@ struct Piece {
     _share: Share,
 }
 
+impl Piece {
+    /// Bytes that have come, or will: fewer than were asked for where the file ends.
+    fn come(&self) -> u64 {
+        match &self.data {
+            Some(Ok(data)) => data.len() as u64,
+            _ => self.len,
+        }
+    }
+}
+
 impl State {
     fn restart(&mut self) {
         self.pieces.clear();
         self.run += 1;
-        (self.bytes, self.reads) = (0, 0);
+        (self.bytes, self.reads, self.at_end) = (0, 0, false);
     }
 
     /// Notes a read: of the run so far, or of a new one.
     fn note(&mut self, offset: u64, len: u64) {
         let slack = SLACK.min(SLACK_READS * len);
         let near = offset.saturating_add(slack) >= self.next && offset <= self.next + slack;
-        if !near || self.reads == 0 {
+        if !near {
             self.restart();
+        }
+        if self.reads == 0 {
             (self.from, self.next) = (offset, offset);
         }
         self.from = self.from.min(offset);
@@ -145,24 +159,28 @@ impl State {
         pieces.retain(|p| {
             let end = p.at + p.len;
             let is_awaited = || awaited.iter().any(|(from, to)| p.at < *to && *from < end);
-            p.taken < p.len && (end + SLACK > *next || is_awaited())
+            p.taken < p.come() && (end + SLACK > *next || is_awaited())
         });
     }
 
     fn end(&self) -> Option<u64> {
         self.pieces.back().map(|p| p.at + p.len)
     }
-
-    /// True when a piece ended before its length: the file ends there.
-    fn at_end(&self) -> bool {
-        let short = |p: &Piece| matches!(&p.data, Some(Ok(d)) if (d.len() as u64) < p.len);
-        self.pieces.iter().any(short)
-    }
 }
 
 impl Ahead {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A file's whole content, which came before anybody has read; less than `max` bytes, so that its end shows.
+    pub fn begin(&self, edition: Edition, content: Bytes, max: u64, share: Share) {
+        let mut s = self.lock();
+        s.restart();
+        s.edition = Some(edition);
+        s.at_end = true;
+        let (len, data) = (max.max(content.len() as u64 + 1), Some(Ok(content)));
+        s.pieces.push_back(Piece { at: 0, len, data, taken: 0, _share: share });
     }
 
     /// The bytes at `offset`, if they were asked for ahead, waiting for them if they are on their way; and
@@ -226,7 +244,7 @@ impl Ahead {
                 let mut s = self.lock();
                 s.forget();
                 let at = s.end().unwrap_or(s.next).max(s.next);
-                if s.at_end() || at >= (s.next + s.window()).min(end) {
+                if s.at_end || at >= (s.next + s.window()).min(end) {
                     return;
                 }
                 // A gap would keep what lies behind it from being found in order.
@@ -261,6 +279,8 @@ impl Ahead {
             && let Some(piece) = s.pieces.iter_mut().find(|p| p.at == at)
         {
             piece.data = Some(data);
+            let short = piece.come() < piece.len;
+            s.at_end |= short;
         }
         drop(s);
         self.came.notify();

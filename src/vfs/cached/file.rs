@@ -1,13 +1,18 @@
 //! Open files of a cached tree: what is read ahead and written behind, and what became of the writes.
 
 use super::Cached;
-use super::ahead::{Ahead, Fetch};
+use super::ahead::{Ahead, Fetch, Share};
 use super::behind::Sender;
 use super::disk::Volume;
 use crate::base::{Error, Result};
-use crate::vfs::{Attr, Cx, Event, FileKind, Handle, NodeId, OpenFlags, Opened, Read, Written};
+use crate::vfs::{
+    Attr, Cx, Event, FileKind, Handle, Kind, NodeId, OpenFlags, Opened, Read, Written,
+};
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Files of at most so many bytes come with their opening.
+pub(super) const CONTENT_MAX: u32 = 64 << 10;
 
 pub(super) struct OpenFile {
     pub node: NodeId,
@@ -115,6 +120,28 @@ impl Cached {
         files.insert(opened.handle, Arc::new(file));
         drop(files);
         Opened { generation: self.meta.version(node, opened.generation), ..opened }
+    }
+
+    /// Room for the content of a file that is small, and that neither the kernel nor the disk has got.
+    pub(super) fn wants_content(&self, node: NodeId, flags: OpenFlags) -> Option<Share> {
+        let attr = self.meta.known(node).filter(|a| a.kind == Kind::File)?;
+        let small = (1..=u64::from(CONTENT_MAX)).contains(&attr.size);
+        let fresh = || {
+            let kept = |volume: Volume| volume.read(0, attr.size as u32).is_some();
+            self.meta.edition(node).is_none() && !self.volume(&attr).is_some_and(kept)
+        };
+        let wanted = flags.reads() && !flags.truncate && small && fresh();
+        wanted.then(|| self.workers.contents.take(attr.size as usize)).flatten()
+    }
+
+    /// What came when a file was opened is there for its reader.
+    pub(super) fn begin_with(&self, node: NodeId, handle: Handle, content: Bytes, share: Share) {
+        if let Some(volume) = self.meta.known(node).and_then(|attr| self.volume(&attr)) {
+            volume.keep(0, &content);
+        }
+        if let (Some(file), Some(edition)) = (self.file(handle), self.meta.edition(node)) {
+            file.ahead.begin(edition, content, CONTENT_MAX.into(), share);
+        }
     }
 
     pub(super) fn read_file(

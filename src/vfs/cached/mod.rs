@@ -58,6 +58,8 @@ pub struct Workers {
     timer: Timer,
     ahead: Arc<Budget>,
     behind: Arc<Budget>,
+    /// Of files that came with their opening, until they are read.
+    contents: Arc<Budget>,
 }
 
 impl Workers {
@@ -70,6 +72,7 @@ impl Workers {
             timer,
             ahead: Budget::new(options.bytes / 4),
             behind: Budget::new(options.bytes / 4),
+            contents: Budget::new(options.bytes / 16),
         })
     }
 

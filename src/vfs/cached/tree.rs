@@ -1,6 +1,7 @@
 //! The cached tree as a tree.
 
 use super::Cached;
+use super::file::CONTENT_MAX;
 use super::meta::Found;
 use super::pages::Came;
 use crate::base::{Error, Name, Result, TreePath};
@@ -166,15 +167,25 @@ impl Tree for Cached {
         self.remembered(&at).map_or_else(|| self.page(cx, at), Ok)
     }
 
-    /// Asks the tree each time: the answer comes behind the events of what was changed before.
+    /// Asks the tree each time: the answer comes behind the events of what was changed before. A small file that
+    /// nobody has read comes with it.
     fn open(&self, cx: &Cx, node: NodeId, flags: OpenFlags) -> Result<Opened> {
         self.drain(cx, node)?;
-        let opened = self.own.run(|| self.inner.open(cx, node, flags));
-        let opened = self.known(node, opened)?;
+        let since = self.meta.now();
+        let share = self.wants_content(node, flags);
+        let content_max = share.as_ref().map_or(0, |_| CONTENT_MAX);
+        let asked = OpenFlags { content_max, ..flags };
+        let opened = self.own.run(|| self.inner.open(cx, node, asked));
+        let mut opened = self.known(node, opened)?;
         if flags.truncate {
             self.meta.edit(node);
         }
-        Ok(self.keep(node, flags, opened))
+        let content = opened.content.take().zip(share);
+        let opened = self.keep(node, flags, opened);
+        if let Some((content, share)) = content.filter(|_| self.meta.holds(node, since)) {
+            self.begin_with(node, opened.handle, content, share);
+        }
+        Ok(opened)
     }
 
     fn create(

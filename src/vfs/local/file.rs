@@ -198,7 +198,7 @@ impl Core {
             let generation = Some(generation);
             self.announce(&[Event::Data { node: node.id, generation }]);
         }
-        Ok(Opened { handle, kind: FileKind::Plain, generation, patience_ms: None })
+        Ok(Opened { handle, kind: FileKind::Plain, generation, patience_ms: None, content: None })
     }
 
     pub(super) fn create_file(
@@ -252,7 +252,10 @@ impl Core {
             entry(dir.id, name),
             Event::All { node: attr.id, generation: Some(generation) },
         ]);
-        Ok((attr, Opened { handle, kind: FileKind::Plain, generation, patience_ms: None }))
+        Ok((
+            attr,
+            Opened { handle, kind: FileKind::Plain, generation, patience_ms: None, content: None },
+        ))
     }
 }
 

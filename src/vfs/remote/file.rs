@@ -10,7 +10,7 @@ use crate::vfs::{
     Access, Attr, Cx, Event, FileKind, Handle, LockKind, LockRequest, NodeId, OpenFlags, Opened,
     Range, Read, SetAttr, Tree, Written,
 };
-use crate::wire::fs::{Call, Op, OpenReply, Reply, Request};
+use crate::wire::fs::{Call, Framing, Op, OpenReply, Reply, Request};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -74,12 +74,16 @@ impl Remote {
         let patience_ms = open.patience_ms.map(|ms| ms.min(PATIENCE_MAX_MS));
         let file = OpenFile { node, flags, kind, patience_ms, state, lockers };
         let handle = self.handles.insert(node, file)?;
-        Ok(Opened { handle, kind, generation: open.generation, patience_ms })
+        let content = open.content.clone().filter(|_| kind == FileKind::Plain);
+        Ok(Opened { handle, kind, generation: open.generation, patience_ms, content })
     }
 
     pub(super) fn open_file(&self, cx: &Cx, node: NodeId, flags: OpenFlags) -> Result<Opened> {
         let make = |link: &Link| {
-            Ok(Call::Open { node: self.wire(cx, link, node)?, flags: wire::flags_to(flags) })
+            // Others answer in JSON, where it would have no place.
+            let content_max = if link.ext.framing == Framing::Text { 0 } else { flags.content_max };
+            let node = self.wire(cx, link, node)?;
+            Ok(Call::Open { node, flags: wire::flags_to(flags), content_max })
         };
         let (opened, old) = self.run(cx, Op::Open, make, |link, reply| match reply {
             Reply::Open(open) => {
@@ -159,7 +163,7 @@ impl Remote {
         // What was done by opening it the first time is not done again.
         let flags = OpenFlags { truncate: false, exclusive: false, ..file.flags };
         let node = self.wire(cx, link, file.node)?;
-        let call = Call::Open { node, flags: wire::flags_to(flags) };
+        let call = Call::Open { node, flags: wire::flags_to(flags), content_max: 0 };
         let Reply::Open(open) = link.call(call, cx.deadline, &cx.cancel)? else {
             return Err(unexpected(Op::Open));
         };

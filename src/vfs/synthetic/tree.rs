@@ -175,7 +175,7 @@ impl Synthetic {
         };
         let patience_ms = file.patience_ms();
         let handle = self.handles.insert(id, Open { who: cx.who.clone(), flags, file, io })?;
-        Ok(Opened { handle, kind, generation, patience_ms })
+        Ok(Opened { handle, kind, generation, patience_ms, content: None })
     }
 
     /// Where in a sorted listing to go on.

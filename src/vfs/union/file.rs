@@ -101,7 +101,8 @@ impl Shared {
         if file.same != Some((attr.size, attr.mtime_ns)) {
             return Err(other("its file differs in size or time"));
         }
-        let opened = file.group.members[member].tree.open(cx, attr.id, file.flags)?;
+        let flags = OpenFlags { content_max: 0, ..file.flags };
+        let opened = file.group.members[member].tree.open(cx, attr.id, flags)?;
         *at = Place { member, node: attr.id, handle: opened.handle };
         Ok(())
     }

@@ -96,7 +96,11 @@ impl Args<'_> {
                 max: self.u32(&["max", "count"])?.unwrap_or(128),
                 bytes: self.u32(&["bytes"])?.unwrap_or(0),
             },
-            Op::Open => Call::Open { node: self.node()?, flags: self.flags()? },
+            Op::Open => Call::Open {
+                node: self.node()?,
+                flags: self.flags()?,
+                content_max: self.u32(&["content_max"])?.unwrap_or(0),
+            },
             Op::Read => Call::Read {
                 h: self.h()?,
                 off: self.u64(&["off", "offset"])?.unwrap_or(0),

@@ -98,7 +98,10 @@ impl Call {
                 let o = o.put("cookie", cookie).put("max", max);
                 if *bytes > 0 { o.put("bytes", bytes) } else { o }
             }
-            Call::Open { flags, .. } => o.put("flags", flags),
+            Call::Open { flags, content_max, .. } => {
+                let o = o.put("flags", flags);
+                if *content_max > 0 { o.put("content_max", content_max) } else { o }
+            }
             Call::Read { off, len, .. } => o.put("off", off).put("len", len),
             Call::Write { off, data, .. } => Object::with_capacity(data.len() / 3 * 4 + 64)
                 .put("off", off)

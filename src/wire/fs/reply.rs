@@ -94,6 +94,8 @@ pub struct OpenReply {
     pub kind: Option<String>,
     /// Ours: how long a write or a flush may take, where that is longer than usual.
     pub patience_ms: Option<u64>,
+    /// Ours, in binary frames alone: all that is in the file, where it was wanted.
+    pub content: Option<Bytes>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,13 +169,17 @@ impl Failure {
 }
 
 impl Reply {
-    /// The frame to send; READ's as a binary one where that was negotiated, READDIRP's where it is compressed.
+    /// The frame to send; READ's, and OPEN's with content, as a binary one where that was negotiated, READDIRP's
+    /// where it is compressed.
     pub fn encode(&self, op: Op, tag: Option<u32>, framing: Framing) -> Frame {
         let head = Head { kind: BinKind::Reply, op, tag: tag.unwrap_or(0) };
         match self {
             Reply::Data { bytes, eof } if framing >= Framing::Binary => {
                 let meta = Object::new().put("eof", eof).finish();
                 return encode_bin(head, &meta, bytes, framing);
+            }
+            Reply::Open(OpenReply { content: Some(content), .. }) if framing >= Framing::Binary => {
+                return encode_bin(head, &self.payload().finish(), content, framing);
             }
             Reply::Dir { .. } if framing == Framing::Lz4 => {
                 let payload = Bytes::from(self.payload().finish());
@@ -187,6 +193,15 @@ impl Reply {
             .put_some("tag", tag)
             .put("ok", true);
         Frame::Text(o.object("payload", self.payload()).finish())
+    }
+
+    /// Without what is only there to save a READ: for replies that are kept.
+    #[must_use]
+    pub fn without_content(self) -> Reply {
+        match self {
+            Reply::Open(open) => Reply::Open(OpenReply { content: None, ..open }),
+            reply => reply,
+        }
     }
 
     fn payload(&self) -> Object {
@@ -329,6 +344,7 @@ impl OpenReply {
             generation: f.u64("gen")?.unwrap_or(0),
             kind: f.string("kind")?,
             patience_ms: f.u64("patience_ms")?,
+            content: None,
         })
     }
 }
@@ -354,8 +370,8 @@ pub fn decode_reply(op: Op, text: &str) -> Result<Reply> {
     Reply::read(op, &payload).map_err(|e| nonsense(&e.message))
 }
 
-/// What a peer answered to `op` in a binary frame: READ, and READDIRP with the payload as its data. Data that
-/// was not compressed is a slice of it.
+/// What a peer answered to `op` in a binary frame: READ, OPEN with the content as its data, and READDIRP with the
+/// payload as that. Data that was not compressed is a slice of it.
 pub fn decode_bin_reply(op: Op, frame: &Bytes) -> Result<Reply> {
     let nonsense = |what: &str| nonsense(op, what);
     let (head, meta, data) = decode_bin(frame, Framing::Lz4).map_err(|e| nonsense(&e.message))?;
@@ -366,6 +382,10 @@ pub fn decode_bin_reply(op: Op, frame: &Bytes) -> Result<Reply> {
         Op::Read => {
             let eof = meta.bool("eof").ok().flatten().unwrap_or(false);
             return Ok(Reply::Data { bytes: data, eof });
+        }
+        Op::Open => {
+            let open = OpenReply::read(&meta).map_err(|e| nonsense(&e.message))?;
+            return Ok(Reply::Open(OpenReply { content: Some(data), ..open }));
         }
         Op::Readdirp => {
             let payload = std::str::from_utf8(&data).ok().and_then(|d| Fields::parse(d).ok());

@@ -44,10 +44,12 @@ pub enum Call {
         max: u32,
         bytes: u32,
     },
-    /// `flags` as open(2) has them on Linux.
+    /// `flags` as open(2) has them on Linux. `content_max` (ours): the content is wanted with the answer, in a
+    /// binary frame, if it is all there in so many bytes; 0 = no.
     Open {
         node: u64,
         flags: u32,
+        content_max: u32,
     },
     Read {
         h: u64,

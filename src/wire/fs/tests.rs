@@ -63,7 +63,10 @@ fn the_later_spellings_are_read_too() {
     let r = r#"{"channel":"acheron","type":"acheron.t_fs_read","tag":1,"h":3,"payload":{"offset":5,"count":6}}"#;
     assert_eq!(Request::decode_text(r).unwrap().call, Call::Read { h: 3, off: 5, len: 6 });
     let r = r#"{"channel":"acheron","type":"acheron.t_fs_open","tag":1,"node":3,"payload":{"mode":"rw"}}"#;
-    assert_eq!(Request::decode_text(r).unwrap().call, Call::Open { node: 3, flags: 2 });
+    assert_eq!(
+        Request::decode_text(r).unwrap().call,
+        Call::Open { node: 3, flags: 2, content_max: 0 }
+    );
     let r = r#"{"channel":"acheron","type":"acheron.t_fs_readdirp","tag":1,"node":3,"payload":{"count":9}}"#;
     let call = Request::decode_text(r).unwrap().call;
     assert_eq!(call, Call::Readdirp { dir: 3, cookie: 0, max: 9, bytes: 0 });

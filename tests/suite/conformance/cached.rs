@@ -99,8 +99,17 @@ impl Tree for Counting {
         self.count().readdir(cx, at)
     }
 
+    /// With the content, where that is wanted, as nodes tell it.
     fn open(&self, cx: &Cx, node: NodeId, flags: OpenFlags) -> Result<Opened> {
-        self.count().open(cx, node, flags)
+        let opened = self.count().open(cx, node, flags)?;
+        if flags.content_max == 0 {
+            return Ok(opened);
+        }
+        let content = match self.inner.read(cx, opened.handle, 0, flags.content_max)? {
+            Read::Data { bytes, eof: true } => Some(bytes),
+            _ => None,
+        };
+        Ok(Opened { content, ..opened })
     }
 
     fn create(
@@ -355,6 +364,41 @@ fn a_large_file_read_in_order_is_asked_for_in_large_pieces() {
     assert_eq!((w.read(h, 24, 8), before), (b"changed!".to_vec(), content[..8].to_vec()));
     w.tree.release(&w.cx, writer).unwrap();
     w.tree.release(&w.cx, h).unwrap();
+}
+
+#[test]
+fn a_small_file_that_nobody_has_read_comes_with_its_opening() {
+    let (scratch, threads) = (Scratch::new(), Threads::start());
+    let path = scratch.path().join("f");
+    std::fs::write(&path, "small").unwrap();
+    let counting = Counting::new(&scratch);
+    let tree = Cached::new(counting.clone(), threads.0.clone());
+    let fixture = Fixture { tree, links: true, host_like: true, keep: Box::new(()) };
+    let w = World::new(&fixture);
+    let f = w.lookup(NodeId::ROOT, "f").unwrap().id;
+    counting.asked();
+    let h = w.open(f, OpenFlags::READ);
+    assert_eq!(w.read(h, 0, 4096), b"small");
+    assert_eq!(counting.asked(), 1);
+    // The kernel has it now.
+    let again = w.open(f, OpenFlags::READ);
+    w.read(again, 0, 4096);
+    assert_eq!(counting.asked(), 2);
+    // What has changed comes again, but not what has changed since it came.
+    let change = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let size = text.len() as u64;
+        until("the change is heard of", || w.tree.getattr(&w.cx, f).unwrap().size == size);
+        counting.asked();
+    };
+    change("something else");
+    let late = w.open(f, OpenFlags::READ);
+    assert_eq!(counting.asked(), 1);
+    change("yet something else");
+    assert_eq!(w.read(late, 0, 4096), b"yet something else");
+    for h in [h, again, late] {
+        w.tree.release(&w.cx, h).unwrap();
+    }
 }
 
 #[test]

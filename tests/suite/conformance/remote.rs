@@ -154,6 +154,31 @@ fn serve(tree: Arc<dyn Tree>, token: &str) -> Node {
 }
 
 #[test]
+fn a_small_file_is_sent_with_the_reply_to_its_opening_if_that_is_wanted() {
+    let scratch = Scratch::new();
+    std::fs::write(scratch.path().join("f"), "content").unwrap();
+    std::fs::write(scratch.path().join("empty"), "").unwrap();
+    let node = Node::start(scratch.path());
+    let cx = Cx::internal(Deadline::after_ms(20_000));
+    let content = |framing, name, flags, content_max| {
+        let remote = node.remote(framing);
+        let file = remote.lookup(&cx, NodeId::ROOT, Name::text(name).unwrap()).unwrap();
+        let opened = remote.open(&cx, file.id, OpenFlags { content_max, ..flags }).unwrap();
+        remote.release(&cx, opened.handle).unwrap();
+        opened.content.map(|bytes| String::from_utf8(bytes.to_vec()).unwrap())
+    };
+    for framing in [Framing::Binary, Framing::Lz4] {
+        assert_eq!(content(framing, "f", OpenFlags::READ, 100).as_deref(), Some("content"));
+        assert_eq!(content(framing, "f", OpenFlags::READ_WRITE, 7).as_deref(), Some("content"));
+        assert_eq!(content(framing, "empty", OpenFlags::READ, 100).as_deref(), Some(""));
+        assert_eq!(content(framing, "f", OpenFlags::READ, 6), None, "not a part of it");
+        assert_eq!(content(framing, "f", OpenFlags::READ, 0), None);
+        assert_eq!(content(framing, "f", OpenFlags::WRITE, 100), None);
+    }
+    assert_eq!(content(Framing::Text, "f", OpenFlags::READ, 100), None);
+}
+
+#[test]
 fn a_busy_node_is_asked_again() {
     let asked = Arc::new(AtomicU32::new(0));
     let count = asked.clone();
