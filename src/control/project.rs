@@ -168,6 +168,13 @@ impl Draft {
         place.inspect(|number| self.set_bind(*number, None)).is_some()
     }
 
+    /// Removes the binds that `is_it` means, wherever they are.
+    pub fn remove_binds(&mut self, is_it: impl Fn(&Bind) -> bool) {
+        let found: Vec<_> =
+            self.new.binds.numbered().filter(|(_, b)| is_it(b)).map(|(n, _)| n).collect();
+        found.iter().for_each(|number| self.set_bind(*number, None));
+    }
+
     fn set_bind(&mut self, number: u64, bind: Option<Bind>) {
         let bind = bind.map(Arc::new);
         if bind.as_ref() == self.new.binds.get(number) {

@@ -334,7 +334,7 @@ pub(super) fn lease_ttl(call: &Call<'_>) -> Result<i64> {
     Ok(call.duration_ms("lease_ttl_ms", LEASE_MS)?.clamp(1000, DURATION_MAX_MS))
 }
 
-fn node_name(f: &Fields<'_>) -> Result<Option<String>> {
+pub(super) fn node_name(f: &Fields<'_>) -> Result<Option<String>> {
     let name = f.string("node_name")?.filter(|n| !n.is_empty());
     name.map(|n| identifier("node_name", n, 128)).transpose()
 }

@@ -1,23 +1,92 @@
 //! What is mounted and bound in a project (spec: control 8.8 and 8.9).
 
+use super::joining::node_name;
 use super::projects::{Target, shown};
 use super::{Call, identifier};
-use crate::base::{Code, Error, Result, TreePath};
+use crate::base::{Code, Error, Result, ResultExt, TreePath};
 use crate::control::places::{Placed, Places};
 use crate::control::policy::Action;
 use crate::control::state::{Bind, Draft, Mount, State};
 use crate::wire::{Fields, Object};
+use serde::Serialize;
 use serde_json::value::RawValue;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Mounts, and binds, that one project may have.
 const MOUNTS_MAX: usize = 1000;
 
+/// A mount as somebody asks for it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub(super) struct WantedMount {
+    mount_path: String,
+    #[serde(flatten)]
+    node: NodeRef,
+    export_name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum NodeRef {
+    NodeId(String),
+    NodeName(String),
+}
+
+impl WantedMount {
+    /// Of several nodes with one name the oldest is meant, as in `node_ensure`. Errors: `node_not_found`, for
+    /// a name; whether there is a node of an id is not asked.
+    fn resolve(self, state: &State) -> Result<Mount> {
+        let WantedMount { mount_path, node, export_name } = self;
+        let node_id = match node {
+            NodeRef::NodeId(id) => id,
+            NodeRef::NodeName(name) => {
+                let found = state.nodes_named(&name).next().map(|node| node.id());
+                let message = || format!("there is no node called {name:?}");
+                found.ok_or_else(|| Error::new(Code::NodeNotFound, message()))?
+            }
+        };
+        Ok(Mount { mount_path, node_id, export_name })
+    }
+}
+
+/// All that is to be mounted and bound in a project; what is `None` stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub mounts: Option<Vec<WantedMount>>,
+    pub binds: Option<Vec<Bind>>,
+}
+
+impl Layout {
+    /// Reads the two lists under the names that they have here. Errors: `invalid_payload`, `missing_field`,
+    /// `limit_exceeded`, `bind_conflict`.
+    pub fn read(f: &Fields<'_>, mounts: &str, binds: &str) -> Result<Layout> {
+        Ok(Layout {
+            mounts: f.array(mounts)?.map(|list| read_mounts(mounts, &list)).transpose()?,
+            binds: f.array(binds)?.map(|list| read_binds(binds, &list)).transpose()?,
+        })
+    }
+
+    /// Gives a project these mounts and binds, if they go together. Errors: `limit_exceeded`,
+    /// `node_not_found`, `mount_conflict`, `bind_conflict`.
+    pub fn put(self, state: &State, project: &mut Draft) -> Result<()> {
+        // What goes makes room for what comes.
+        if let Some(wanted) = &self.binds {
+            let wanted: HashSet<&str> = wanted.iter().map(|b| &*b.bind_path).collect();
+            project.remove_binds(|bind| !wanted.contains(&*bind.bind_path));
+        }
+        if let Some(mounts) = self.mounts {
+            put_mounts(state, project, mounts)?;
+        }
+        self.binds.into_iter().flatten().try_for_each(|bind| put_bind(project, bind))
+    }
+}
+
 pub(super) fn set(call: &mut Call<'_>) -> Result<Object> {
     let target = Target::read(call)?;
-    let mount = read_mount(&call.payload)?;
     // Looked for before the project is (spec: control 8.8).
-    call.cx.plane.state().node(&mount.node_id)?;
+    let state = call.cx.plane.state();
+    let mount = read_mount(&call.payload)?.resolve(&state)?;
+    state.node(&mount.node_id)?;
     let project = target.revise(call, Action::Mount, |state, project| {
         if project.mounts.at(&mount.mount_path).any(|(_, m)| *m == mount) {
             return Ok(());
@@ -60,8 +129,7 @@ pub(super) fn list(call: &mut Call<'_>) -> Result<Object> {
 
 pub(super) fn bind_set(call: &mut Call<'_>) -> Result<Object> {
     let target = Target::read(call)?;
-    let path = |name: &str| tree_path(name, &call.payload.required(name)?);
-    let bind = Bind { bind_path: path("bind_path")?, target_path: path("target_path")? };
+    let bind = read_bind(&call.payload)?;
     let project = target.revise(call, Action::Bind, |_, project| put_bind(project, bind))?;
     Ok(shown(&project))
 }
@@ -88,38 +156,73 @@ pub(super) fn bind_list(call: &mut Call<'_>) -> Result<Object> {
         .with("binds", |to| project.binds.write_json(to)))
 }
 
-/// Reads `desired_mounts`, without what stands there twice.
-pub(super) fn read_mounts(list: &[&RawValue]) -> Result<Vec<Mount>> {
+/// Reads a list of mounts.
+fn read_mounts(name: &str, list: &[&RawValue]) -> Result<Vec<WantedMount>> {
     at_most(list.len(), "mounts")?;
-    let mut mounts: Vec<Mount> = Vec::with_capacity(list.len());
-    for entry in list {
-        let f = Fields::of("desired_mounts[]", entry)?;
-        let mount = read_mount(&f).map_err(|e| e.context("desired_mounts[]"))?;
-        if !mounts.contains(&mount) {
-            mounts.push(mount);
-        }
-    }
-    Ok(mounts)
+    read_each(name, list, read_mount)
 }
 
-fn read_mount(f: &Fields<'_>) -> Result<Mount> {
-    Ok(Mount {
+/// Reads a list of binds. Errors: also `bind_conflict`, for two targets of one path.
+fn read_binds(name: &str, list: &[&RawValue]) -> Result<Vec<Bind>> {
+    at_most(list.len(), "binds")?;
+    let mut targets = HashMap::new();
+    let binds = read_each(name, list, read_bind)?;
+    for Bind { bind_path, target_path } in &binds {
+        let first = targets.insert(bind_path, target_path).filter(|first| *first != target_path);
+        if let Some(first) = first {
+            let message = format!("{name}: {bind_path} is bound to {first} and to {target_path}");
+            return Err(Error::new(Code::BindConflict, message));
+        }
+    }
+    Ok(binds)
+}
+
+fn read_each<T>(
+    name: &str,
+    list: &[&RawValue],
+    read: impl Fn(&Fields<'_>) -> Result<T>,
+) -> Result<Vec<T>> {
+    let one = |(n, entry): (usize, &&RawValue)| {
+        let name = format!("{name}[{n}]");
+        read(&Fields::of(&name, entry)?).context(name)
+    };
+    list.iter().enumerate().map(one).collect()
+}
+
+fn read_mount(f: &Fields<'_>) -> Result<WantedMount> {
+    let named = if f.get("node_id").is_none() { node_name(f)? } else { None };
+    let node = match named {
+        Some(name) => NodeRef::NodeName(name),
+        None => NodeRef::NodeId(identifier("node_id", f.required("node_id")?, 128)?),
+    };
+    Ok(WantedMount {
         mount_path: tree_path("mount_path", &f.required("mount_path")?)?,
-        node_id: identifier("node_id", f.required("node_id")?, 128)?,
+        node,
         export_name: identifier("export_name", f.required("export_name")?, 128)?,
     })
 }
 
-/// Gives a project these mounts, if they go together. That a node has an export of that name is not
-/// asked: it may come later, and is shown as drift until then. Errors: `limit_exceeded`,
+fn read_bind(f: &Fields<'_>) -> Result<Bind> {
+    let path = |name: &str| tree_path(name, &f.required(name)?);
+    Ok(Bind { bind_path: path("bind_path")?, target_path: path("target_path")? })
+}
+
+/// Gives a project these mounts, if they go together; what is asked for twice is there once. That a node
+/// has an export of that name is not asked: it may come later, and is shown as drift until then. Errors:
 /// `node_not_found`, `mount_conflict`.
-pub(super) fn put_mounts(state: &State, project: &mut Draft, mounts: Vec<Mount>) -> Result<()> {
-    at_most(mounts.len(), "mounts")?;
-    for mount in &mounts {
-        let is_there = project.mounts.at(&mount.mount_path).any(|(_, m)| m == mount);
+fn put_mounts(state: &State, project: &mut Draft, wanted: Vec<WantedMount>) -> Result<()> {
+    let mut mounts = Vec::with_capacity(wanted.len());
+    let mut seen = HashSet::new();
+    for mount in wanted {
+        let mount = mount.resolve(state)?;
+        if !seen.insert(mount.clone()) {
+            continue;
+        }
+        let is_there = project.mounts.at(&mount.mount_path).any(|(_, m)| *m == mount);
         if !is_there {
             state.node(&mount.node_id)?;
         }
+        mounts.push(mount);
     }
     // What is already there in this order stays; the rest goes, and what is new comes behind it.
     let mut wanted = mounts.into_iter().peekable();

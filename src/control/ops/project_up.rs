@@ -2,12 +2,12 @@
 //! before anything changes.
 
 use super::Call;
-use super::mounts::{put_mounts, read_mounts};
+use super::mounts::Layout;
 use super::projects::{Attributes, project_id, unprotected};
 use super::sessions::{activation, agent_id};
 use crate::base::{Code, Error, Result};
 use crate::control::policy::{self, Action, Asker};
-use crate::control::state::{Change, Draft, MOTHER, Mount, Project, State};
+use crate::control::state::{Change, Draft, MOTHER, Project, State};
 use crate::control::workspace;
 use crate::wire::Object;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 struct Up {
     project_id: Option<String>,
     attributes: Attributes,
-    mounts: Option<Vec<Mount>>,
+    layout: Layout,
     token: Option<String>,
     activate: bool,
     /// Ours: activate for this agent, which is made when it does not exist, instead of the acting one.
@@ -29,7 +29,7 @@ impl Up {
             f.string("project_id")?.filter(|p| !p.is_empty()).map(project_id).transpose()?;
         Ok(Up {
             attributes: Attributes::read(f)?,
-            mounts: f.array("desired_mounts")?.map(|list| read_mounts(&list)).transpose()?,
+            layout: Layout::read(f, "desired_mounts", "desired_binds")?,
             token: match &project_id {
                 Some(id) => call.token_for(id)?,
                 None => call.project_token()?,
@@ -51,13 +51,17 @@ impl Up {
 
     fn may_revise(&self, project: &Project, asker: Asker<'_>) -> Result<()> {
         let attributes = !self.attributes.is_empty();
-        if attributes || self.mounts.is_some() {
+        let (mounts, binds) = (self.layout.mounts.is_some(), self.layout.binds.is_some());
+        if attributes || mounts || binds {
             unprotected(project)?;
         } else {
             policy::check(project, Action::Read, asker)?;
         }
-        if self.mounts.is_some() {
+        if mounts {
             policy::check(project, Action::Mount, asker)?;
+        }
+        if binds {
+            policy::check(project, Action::Bind, asker)?;
         }
         if attributes {
             policy::check(project, Action::Admin, asker)?;
@@ -108,7 +112,7 @@ fn applied(
 ) -> Result<(Arc<Project>, bool, Vec<Change>)> {
     let Some(old) = up.find(state)? else {
         let (mut draft, last) = up.attributes.create(state, now_ms)?;
-        put_mounts(state, &mut draft, up.mounts.unwrap_or_default())?;
+        up.layout.put(state, &mut draft)?;
         let (project, mut changes) = draft.finish(now_ms);
         changes.push(last);
         return Ok((project, true, changes));
@@ -116,9 +120,7 @@ fn applied(
     up.may_revise(old, asker)?;
     let mut draft = Draft::of(old);
     up.attributes.apply(draft.profile_mut());
-    if let Some(mounts) = up.mounts {
-        put_mounts(state, &mut draft, mounts)?;
-    }
+    up.layout.put(state, &mut draft)?;
     let (project, changes) = draft.finish(now_ms);
     Ok((project, false, changes))
 }

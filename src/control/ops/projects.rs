@@ -225,6 +225,7 @@ pub(super) fn list(call: &mut Call<'_>) -> Result<Object> {
             .put("kind", kind(p))
             .put("is_delete_protected", p.is_system())
             .put("mount_count", p.mounts.len())
+            .put("bind_count", p.binds.len())
             .finish()
     };
     let list: Vec<_> = state.projects.values().filter(|p| is_known_to(call, p)).map(one).collect();

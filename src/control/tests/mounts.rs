@@ -166,3 +166,92 @@ fn a_project_has_so_many_mounts_and_binds_and_no_more() {
     let too_many: Vec<_> = (0..1001).map(mount).collect();
     assert_eq!(c.err("project_up", up(&too_many)), Code::LimitExceeded);
 }
+
+#[test]
+fn nodes_are_named_by_id_or_else_by_name() {
+    let g = Gateway::new();
+    let mut c = g.connect(Role::Admin);
+    let (first, _) = c.node("edge");
+    c.node("edge");
+    let id = c.project("Demo");
+    let by = |key: &str, node: &str| {
+        let mut mount = json!({"project_id": id, "export_name": "work", "mount_path": "/src"});
+        mount[key] = json!(node);
+        mount
+    };
+    let set = c.ok("project_mount_set", by("node_name", "edge"));
+    assert_eq!(set["mounts"][0]["node_id"], first, "the oldest of that name");
+    let up = json!({"project_id": id, "activate": false,
+        "desired_mounts": [by("node_id", &first), by("node_name", "edge")]});
+    c.ok("project_up", up);
+    assert_eq!(c.ok("project_get", json!({"project_id": id})), set, "the same in other words");
+    let mut both = by("node_id", &first);
+    both["node_name"] = json!("no name/of a node");
+    assert_eq!(c.ok("project_mount_set", both), set, "the id counts");
+    assert_eq!(c.err("project_mount_set", by("node_name", "none")), Code::NodeNotFound);
+    assert_eq!(c.err("project_mount_set", by("node_name", "a/b")), Code::InvalidPayload);
+    assert_eq!(c.err("project_mount_set", by("node_name", "")), Code::MissingField);
+}
+
+#[test]
+fn project_up_replaces_all_binds_with_those_it_is_given() {
+    let g = Gateway::new();
+    let mut c = g.connect(Role::Admin);
+    let (node, _) = c.node("edge");
+    let mount = |path: &str| json!({"node_id": node, "export_name": "work", "mount_path": path});
+    let bind = |path: &str, target: &str| json!({"bind_path": path, "target_path": target});
+    let up = |rest: Value| {
+        let mut up = json!({"name": "Demo", "vision": "v", "activate": false});
+        up.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        up
+    };
+    c.ok(
+        "project_up",
+        up(json!({"desired_mounts": [mount("/src")],
+            "desired_binds": [bind("/a", "/src"), bind("b/", "/src/x/"), bind("/b", "/src/x")]})),
+    );
+    let get = |c: &mut Client<'_>| c.ok("project_get", json!({"project_id": "proj-1"}));
+    let first = get(&mut c);
+    assert_eq!(first["binds"], json!([bind("/a", "/src"), bind("/b", "/src/x")]));
+    c.ok("project_up", up(json!({})));
+    c.ok("project_up", up(json!({"desired_binds": null})));
+    assert_eq!(get(&mut c), first, "what is not said stays");
+
+    for (rest, code) in [
+        (json!({"desired_binds": [bind("/c", "/elsewhere")]}), Code::BindConflict),
+        (json!({"desired_binds": [bind("/c", "/src"), bind("/c/d", "/src")]}), Code::BindConflict),
+        (json!({"desired_binds": [bind("/c", "/src"), bind("/c", "/src/x")]}), Code::BindConflict),
+        (json!({"desired_binds": [bind("/src", "/src")]}), Code::BindConflict),
+        (json!({"desired_binds": [bind("/c", "/src/../x")]}), Code::InvalidPayload),
+        (json!({"desired_binds": [{"bind_path": "/c"}]}), Code::MissingField),
+        (json!({"desired_binds": [7]}), Code::InvalidPayload),
+        (json!({"desired_binds": {}}), Code::InvalidPayload),
+        (json!({"desired_binds": vec![bind("/c", "/src"); 1001]}), Code::LimitExceeded),
+        (
+            json!({"desired_mounts": [mount("/new")], "desired_binds": [bind("/a", "/src")]}),
+            Code::BindConflict,
+        ),
+        (json!({"desired_mounts": [mount("/a")]}), Code::MountConflict),
+    ] {
+        assert_eq!(c.err("project_up", up(rest.clone())), code, "{rest}");
+    }
+    assert_eq!(get(&mut c), first);
+
+    // What goes is gone before what comes is looked at.
+    let swapped = json!({"desired_mounts": [mount("/a")], "desired_binds": [bind("/src", "/a")]});
+    c.ok("project_up", up(swapped));
+    assert_eq!(get(&mut c)["binds"], json!([bind("/src", "/a")]));
+    assert_eq!(c.ok("project_list", json!({}))["projects"][1]["bind_count"], 1);
+    c.ok("project_up", up(json!({"desired_binds": []})));
+    assert_eq!(get(&mut c)["binds"], json!([]));
+    let policy = json!({"actions": {"bind": "deny"}});
+    c.ok("project_up", up(json!({"access_policy": policy})));
+    let mut user = g.connect(Role::User);
+    user.attach("alice", "proj-1");
+    let binds = json!({"project_id": "proj-1", "activate": false, "desired_binds": []});
+    assert_eq!(user.err("project_up", binds), Code::ProjectPolicyForbidden);
+    assert_eq!(
+        c.err("project_up", json!({"project_id": "system", "desired_binds": []})),
+        Code::ProjectProtected
+    );
+}

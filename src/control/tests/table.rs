@@ -113,7 +113,7 @@ impl Fixture {
             "project_create" => attributes,
             "project_update" => with(attributes),
             "project_up" => json!({"project_id": "proj-1", "name": "New", "activate": false,
-                "desired_mounts": [], "agent_id": "alice"}),
+                "desired_mounts": [], "desired_binds": [], "agent_id": "alice"}),
             "project_mount_set" => {
                 with(json!({"node_id": node_id, "export_name": "work", "mount_path": "/new"}))
             }
