@@ -97,6 +97,7 @@ codes! {
     MountNotFound          "mount_not_found"              ENOENT       66 404 Debug
     BindConflict           "bind_conflict"                EEXIST       65 409 Debug
     BindNotFound           "bind_not_found"               ENOENT       66 404 Debug
+    TemplateNotFound       "template_not_found"           ENOENT       66 404 Debug
     // Runtime and providers (spec: runtime 6.2, 3.4).
     ExecutionFailed        "execution_failed"             EIO          70 500 Warn
     MissingApiKey          "missing_api_key"              EACCES       78 503 Warn

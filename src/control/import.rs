@@ -275,6 +275,7 @@ impl Import {
             created_at_ms: old.created_at_ms,
             updated_at_ms: old.updated_at_ms,
             policy,
+            template_id: None,
         });
         for mount in old.mounts {
             let shown = format!("{}: mount {} of {}", old.id, mount.mount_path, mount.node_id);

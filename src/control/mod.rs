@@ -30,7 +30,7 @@ pub use ops::{
 pub use plane::{Commit, Decided, Listener, Plane};
 pub use session::{Actor, Attached, Binding, Door, Gate, Principal, Role, Session};
 
-use crate::base::{Error, Result, now_ms};
+use crate::base::{Error, Result, id, now_ms};
 use crate::wire::Object;
 use serde::Serialize;
 use state::{Change, MOTHER, Profile, SYSTEM};
@@ -112,6 +112,24 @@ pub enum RunRequest {
     List,
 }
 
+/// What the control plane asks of those who keep the templates of workspaces, which people edit: nothing is
+/// remembered between two calls.
+pub trait Templates: Send + Sync {
+    /// The ids, sorted. Errors: `limit_exceeded`; the host's.
+    fn ids(&self) -> Result<Vec<String>>;
+
+    /// What the template says, in JSON. Errors: `template_not_found`; why it cannot be read.
+    fn read(&self, template_id: &str) -> Result<String>;
+}
+
+/// Longest id of a template.
+pub const TEMPLATE_ID_MAX: usize = 64;
+
+/// Whether a template can have this id: not that of a hidden file.
+pub fn is_template_id(text: &str) -> bool {
+    id::is_identifier(text, TEMPLATE_ID_MAX) && !text.starts_with('.')
+}
+
 impl Plane {
     /// Makes sure that the system project exists and that mother works in it (spec: control 5.3).
     pub fn ensure_system(self: &Arc<Plane>) -> Result<()> {
@@ -134,11 +152,12 @@ pub(in crate::control) fn system_project(now_ms: i64) -> Profile {
         name: "System".into(),
         vision: "What the gateway itself offers".into(),
         status: "active".into(),
-        token: crate::base::id::hex_token("proj-"),
+        token: id::hex_token("proj-"),
         token_locked: true,
         created_at_ms: now_ms,
         updated_at_ms: now_ms,
         policy: policy::Policy::default(),
+        template_id: None,
     }
 }
 

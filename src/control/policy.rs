@@ -91,6 +91,24 @@ impl Policy {
         Ok(policy)
     }
 
+    /// The name of a member of `access_policy` that [`Policy::read`] understands nothing of, if there is one.
+    pub fn passed_over(f: &Fields<'_>) -> Option<String> {
+        let is_action =
+            |name: &str| name == "watch" || Action::ALL.iter().any(|a| a.name() == name);
+        let of_modes = |f: &Fields<'_>, own: &str| {
+            let inner = f.object("actions").ok().flatten().unwrap_or_default();
+            let outer = f.iter().map(|(name, _)| name).filter(|n| !["actions", own].contains(n));
+            let mut names = outer.chain(inner.iter().map(|(name, _)| name));
+            names.find(|name| !is_action(name)).map(str::to_owned)
+        };
+        let by_id = f.object("agents").ok().flatten().unwrap_or_default();
+        let list = f.array("agents").ok().flatten().unwrap_or_default();
+        let agents = by_id.iter().map(|(_, value)| value).chain(list);
+        let of_agent =
+            |value| of_modes(&Fields::of("access_policy.agents", value).ok()?, "agent_id");
+        of_modes(f, "agents").or_else(|| agents.filter_map(of_agent).next())
+    }
+
     fn mode(&self, action: Action, agent_id: Option<&str>) -> Option<Mode> {
         let own = agent_id.and_then(|a| self.agents.get(a)).and_then(|m| m.get(&action));
         own.or_else(|| self.actions.get(&action)).copied()
@@ -194,6 +212,7 @@ mod tests {
             created_at_ms: 0,
             updated_at_ms: 0,
             policy,
+            template_id: None,
         };
         Arc::new(profile).into()
     }

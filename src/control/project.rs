@@ -21,6 +21,9 @@ pub struct Profile {
     pub updated_at_ms: i64,
     #[serde(default)]
     pub policy: Policy,
+    /// The template that it was made from, or brought up with last; nobody looks at that again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_id: Option<String>,
 }
 
 /// Where an export of a node appears in a project. Several with one path are a failover group, in order

@@ -21,7 +21,10 @@ mod projects;
 mod runs;
 mod sessions;
 mod table;
+mod templates;
 mod workspaces;
+
+use templates::FakeTemplates;
 
 #[derive(Default)]
 struct FakeAgents {
@@ -105,6 +108,7 @@ static LATER: LazyLock<(Timer, Arc<Pool>)> =
 struct Gateway {
     cx: Context,
     agents: Arc<FakeAgents>,
+    templates: Arc<FakeTemplates>,
     fails: Arc<AtomicBool>,
     dir: TempDir,
 }
@@ -122,6 +126,7 @@ impl Gateway {
         plane.ensure_system().unwrap();
         let agents = Arc::new(FakeAgents::default());
         agents.ensure("mother").unwrap();
+        let templates = Arc::new(FakeTemplates::default());
         let (timer, pool) = LATER.clone();
         let path = dir.path("auth_tokens.json");
         let (tokens, _) = Tokens::load_or_create(&path).unwrap();
@@ -138,6 +143,7 @@ impl Gateway {
         let cx = Context {
             plane,
             agents: agents.clone(),
+            templates: templates.clone(),
             auth,
             history,
             scopes,
@@ -145,7 +151,7 @@ impl Gateway {
             events,
             on_security: Box::new(|_| ()),
         };
-        Gateway { cx, agents, fails, dir }
+        Gateway { cx, agents, templates, fails, dir }
     }
 
     fn reopen(self) -> Gateway {

@@ -31,7 +31,7 @@ use crate::namespace::World;
 use crate::net::{Listener, Net, raise_open_files};
 use crate::node::Server;
 use crate::runtime::agents::Registry;
-use crate::runtime::{Options, Runtime, Subscription};
+use crate::runtime::{Options, Runtime, Subscription, TemplateDir};
 use crate::store::{Db, Key, Schema, SqliteKv};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -153,6 +153,7 @@ pub fn start(config: Config, env: Env) -> Result<Running> {
         control: Context {
             plane,
             agents: runtime.clone(),
+            templates: Arc::new(TemplateDir::new(&config.runtime)),
             auth,
             history,
             scopes: Scopes::from_env(),

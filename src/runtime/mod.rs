@@ -9,8 +9,10 @@ pub mod jobs;
 mod prompt;
 pub mod provider;
 mod roster;
+mod templates;
 pub mod tools;
 mod turn;
 
 pub use chat::{Options, Runtime, Sink, Subscription, TEXT_MAX, Trees};
+pub use templates::TemplateDir;
 pub use turn::{CALLS_MAX, ROUNDS_MAX};

@@ -165,6 +165,51 @@ fn who_edits_what_another_has_changed_is_refused() {
     );
 }
 
+#[test]
+fn a_project_from_a_template_is_there_after_a_restart() {
+    let scratch = crate::program::Scratch::new();
+    let templates = scratch.path().join("templates/workspaces");
+    std::fs::create_dir_all(&templates).unwrap();
+    let write = |name: &str, text: String| std::fs::write(templates.join(name), text).unwrap();
+    let mount = json!({"mount_path": "/src", "node_name": "edge", "export_name": "work"});
+    let bind = json!({"bind_path": "/repo", "target_path": "/src/app"});
+    let template =
+        json!({"description": "Ours", "vision": "Ship it", "mounts": [mount], "binds": [bind]});
+    write("base.json", template.to_string());
+    write("typo.json", json!({"mouts": []}).to_string());
+    std::os::unix::fs::symlink("/proc/self/environ", templates.join("out.json")).unwrap();
+    let mut gateway = Gateway::at(scratch.path(), "0");
+    let mut admin = gateway.admin();
+    let node = admin.control("node_ensure", json!({"node_name": "edge"}));
+    let listed = admin.control("workspace_template_list", json!({}));
+    let all = listed["templates"].as_array().unwrap();
+    assert_eq!(all.len(), 3, "{listed}");
+    assert_eq!(
+        all[0],
+        json!({"template_id": "base", "description": "Ours", "mount_count": 1, "bind_count": 1})
+    );
+    assert!(all[1]["error"].as_str().unwrap().contains("leads out"), "{listed}");
+    assert!(all[2]["error"].as_str().unwrap().contains("mouts"), "{listed}");
+    let up = |template: &str| json!({"name": "Demo", "template_id": template, "agent_id": "alice"});
+    for (template, code) in
+        [("typo", "invalid"), ("out", "invalid"), ("none", "template_not_found")]
+    {
+        assert_eq!(admin.control_reply("project_up", up(template))["error"]["code"], code);
+    }
+    let made = admin.control("project_up", up("base"));
+    assert_eq!(made["project_id"], "proj-1", "the others made none: {made}");
+    write("base.json", "{}".into());
+    gateway.program.kill();
+    let gateway = Gateway::at(scratch.path(), "0");
+    let mut admin = gateway.admin();
+    let found = admin.control("project_get", json!({"project_id": "proj-1"}));
+    let mount = json!({"mount_path": "/src", "node_id": node["node_id"], "export_name": "work"});
+    assert_eq!((&found["mounts"], &found["binds"]), (&json!([mount]), &json!([bind])));
+    assert_eq!((&found["vision"], &found["template_id"]), (&json!("Ship it"), &json!("base")));
+    let shown = admin.control("workspace_template_get", json!({"template_id": "base"}));
+    assert_eq!(shown["template"]["mounts"], Value::Null, "read anew: {shown}");
+}
+
 fn numbered(name: &str, id: u32, payload: &Value) -> Value {
     json!({"channel": "control", "type": format!("control.{name}"), "id": format!("n{id}"), "payload": payload})
 }

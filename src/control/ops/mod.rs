@@ -7,6 +7,7 @@ mod aliases;
 mod audit;
 mod auth;
 mod call;
+mod desired;
 mod handshake;
 mod joining;
 mod mounts;
@@ -16,6 +17,7 @@ mod projects;
 mod runs;
 mod scopes;
 mod sessions;
+mod templates;
 mod watching;
 mod workspaces;
 
@@ -31,7 +33,7 @@ use super::plane::Commit;
 use super::session::{Door, Role, Session};
 use super::state::{MOTHER, State};
 use super::topics::OnSecurity;
-use super::{Agents, Authenticator, History, Plane};
+use super::{Agents, Authenticator, History, Plane, Templates};
 use crate::base::{Code, Error, Result, id, now_ms};
 use crate::wire::control::{self, Correlation, RESPONSES};
 use crate::wire::{Envelope, Fields, Frame, Object};
@@ -190,6 +192,8 @@ pub const TABLE: &[Op] = &[
     op("project_bind_set", Access::Anyone, Scope::Project, mounts::bind_set),
     op("project_bind_remove", Access::Anyone, Scope::Project, mounts::bind_remove),
     op("project_bind_list", Access::Anyone, Scope::None, mounts::bind_list),
+    op("workspace_template_list", Access::Anyone, Scope::None, templates::list),
+    op("workspace_template_get", Access::Anyone, Scope::None, templates::get),
     op("audit_tail", Access::Admin, Scope::None, audit::tail),
     op("workspace_status", Access::Anyone, Scope::None, workspaces::status),
     op("reconcile_status", Access::Anyone, Scope::None, workspaces::reconcile_status),
@@ -205,6 +209,7 @@ pub fn find(name: &str) -> Option<&'static Op> {
 pub struct Context {
     pub plane: Arc<Plane>,
     pub agents: Arc<dyn Agents>,
+    pub templates: Arc<dyn Templates>,
     pub auth: Arc<Authenticator>,
     pub history: Arc<History>,
     pub scopes: Scopes,

@@ -2,20 +2,19 @@
 //! before anything changes.
 
 use super::Call;
-use super::mounts::Layout;
-use super::projects::{Attributes, project_id, unprotected};
+use super::desired::Desired;
+use super::projects::{project_id, unprotected};
 use super::sessions::{activation, agent_id};
 use crate::base::{Code, Error, Result};
 use crate::control::policy::{self, Action, Asker};
-use crate::control::state::{Change, Draft, MOTHER, Project, State};
+use crate::control::state::{Change, MOTHER, Project, State};
 use crate::control::workspace;
 use crate::wire::Object;
 use std::sync::Arc;
 
 struct Up {
     project_id: Option<String>,
-    attributes: Attributes,
-    layout: Layout,
+    desired: Desired,
     token: Option<String>,
     activate: bool,
     /// Ours: activate for this agent, which is made when it does not exist, instead of the acting one.
@@ -28,8 +27,7 @@ impl Up {
         let project_id =
             f.string("project_id")?.filter(|p| !p.is_empty()).map(project_id).transpose()?;
         Ok(Up {
-            attributes: Attributes::read(f)?,
-            layout: Layout::read(f, "desired_mounts", "desired_binds")?,
+            desired: Desired::read(call)?,
             token: match &project_id {
                 Some(id) => call.token_for(id)?,
                 None => call.project_token()?,
@@ -44,14 +42,15 @@ impl Up {
         if let Some(id) = &self.project_id {
             return state.project(id).map(Some);
         }
-        let name = self.attributes.name.as_ref();
+        let name = self.desired.attributes.name.as_ref();
         let name = name.ok_or_else(|| Error::missing("project_id or name"))?;
         Ok(state.projects_named(name).next())
     }
 
     fn may_revise(&self, project: &Project, asker: Asker<'_>) -> Result<()> {
-        let attributes = !self.attributes.is_empty();
-        let (mounts, binds) = (self.layout.mounts.is_some(), self.layout.binds.is_some());
+        let Desired { attributes, layout } = &self.desired;
+        let attributes = !attributes.is_empty();
+        let (mounts, binds) = (layout.mounts.is_some(), layout.binds.is_some());
         if attributes || mounts || binds {
             unprotected(project)?;
         } else {
@@ -111,16 +110,10 @@ fn applied(
     now_ms: i64,
 ) -> Result<(Arc<Project>, bool, Vec<Change>)> {
     let Some(old) = up.find(state)? else {
-        let (mut draft, last) = up.attributes.create(state, now_ms)?;
-        up.layout.put(state, &mut draft)?;
-        let (project, mut changes) = draft.finish(now_ms);
-        changes.push(last);
+        let (project, changes) = up.desired.create(state, now_ms)?;
         return Ok((project, true, changes));
     };
     up.may_revise(old, asker)?;
-    let mut draft = Draft::of(old);
-    up.attributes.apply(draft.profile_mut());
-    up.layout.put(state, &mut draft)?;
-    let (project, changes) = draft.finish(now_ms);
+    let (project, changes) = up.desired.revise(old, state, now_ms)?;
     Ok((project, false, changes))
 }

@@ -1,6 +1,7 @@
 //! Projects: their attributes, tokens and agents (spec: control 8.8). What is mounted in them is in
 //! `mounts`.
 
+use super::desired::Desired;
 use super::sessions::activation;
 use super::{Call, identifier, text};
 use crate::base::{Code, Error, Result, id};
@@ -77,9 +78,11 @@ impl Target {
 /// What a request says of a project's attributes; what it does not say stays.
 pub(super) struct Attributes {
     pub name: Option<String>,
-    vision: Option<String>,
+    pub vision: Option<String>,
     status: Option<String>,
-    policy: Option<Policy>,
+    pub policy: Option<Policy>,
+    /// Of the template that the others are from, as far as the request does not give them.
+    pub template_id: Option<String>,
 }
 
 impl Attributes {
@@ -90,6 +93,7 @@ impl Attributes {
             vision: f.string("vision")?.map(|v| text("vision", v, 1024)).transpose()?,
             status: f.string("status")?.map(|s| identifier("status", s, 64)).transpose()?,
             policy: f.object("access_policy")?.map(|p| Policy::read(&p)).transpose()?,
+            template_id: None,
         })
     }
 
@@ -98,14 +102,16 @@ impl Attributes {
             && self.vision.is_none()
             && self.status.is_none()
             && self.policy.is_none()
+            && self.template_id.is_none()
     }
 
     pub fn apply(self, project: &mut Profile) {
-        let Attributes { name, vision, status, policy } = self;
+        let Attributes { name, vision, status, policy, template_id } = self;
         project.name = name.unwrap_or_else(|| std::mem::take(&mut project.name));
         project.vision = vision.unwrap_or_else(|| std::mem::take(&mut project.vision));
         project.status = status.unwrap_or_else(|| std::mem::take(&mut project.status));
         project.policy = policy.unwrap_or_else(|| std::mem::take(&mut project.policy));
+        project.template_id = template_id.or_else(|| project.template_id.take());
     }
 
     /// A new project, without mounts, and the change that marks its number as given out. Errors:
@@ -126,6 +132,7 @@ impl Attributes {
             created_at_ms: now_ms,
             updated_at_ms: now_ms,
             policy: self.policy.unwrap_or_default(),
+            template_id: self.template_id,
         };
         Ok((Draft::new(profile), last))
     }
@@ -133,14 +140,11 @@ impl Attributes {
 
 pub(super) fn create(call: &mut Call<'_>) -> Result<Object> {
     call.payload.required("name")?;
-    call.payload.required("vision")?;
-    let attributes = Attributes::read(&call.payload)?;
-    let project = call.mutate(|state, now_ms| {
-        let (draft, last) = attributes.create(state, now_ms)?;
-        let (project, mut changes) = draft.finish(now_ms);
-        changes.push(last);
-        Ok((project, changes))
-    })?;
+    if call.payload.get("template_id").is_none() {
+        call.payload.required("vision")?;
+    }
+    let desired = Desired::read(call)?;
+    let project = call.mutate(|state, now_ms| desired.create(state, now_ms))?;
     Ok(shown(&project))
 }
 
@@ -226,6 +230,7 @@ pub(super) fn list(call: &mut Call<'_>) -> Result<Object> {
             .put("is_delete_protected", p.is_system())
             .put("mount_count", p.mounts.len())
             .put("bind_count", p.binds.len())
+            .put("template_id", &p.template_id)
             .finish()
     };
     let list: Vec<_> = state.projects.values().filter(|p| is_known_to(call, p)).map(one).collect();
@@ -275,6 +280,7 @@ pub(super) fn shown(p: &Project) -> Object {
         .put("created_at_ms", p.created_at_ms)
         .put("updated_at_ms", p.updated_at_ms)
         .put("access_policy", &p.policy)
+        .put("template_id", &p.template_id)
         .with("mounts", |to| p.mounts.write_json(to))
         .with("binds", |to| p.binds.write_json(to))
 }

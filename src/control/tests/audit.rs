@@ -160,7 +160,7 @@ fn the_log_survives_and_says_when_it_was_changed() {
     assert_eq!(answer["verified"]["hash"], answer["audit"][0]["hash"]);
     drop(c);
     let path = g.dir.path("state.db");
-    let Gateway { cx, agents, fails, dir } = g;
+    let Gateway { cx, agents, fails, dir, .. } = g;
     drop((cx, agents, fails));
     let conn = rusqlite::Connection::open(path).unwrap();
     let forged = conn

@@ -44,6 +44,7 @@ impl Fixture {
         );
         c.ok("project_up", json!({"project_id": "proj-1", "agent_id": "alice"}));
         c.ok("auth_token_create", json!({"name": "carol"}));
+        gateway.templates.put("base", json!({"vision": "v", "mounts": []}));
         let asked = c.ok("node_join_request", json!({"node_name": "asks"}));
         let request_id = asked["request_id"].as_str().unwrap().to_owned();
         let invite = c.ok("node_invite_create", json!({}));
@@ -110,10 +111,20 @@ impl Fixture {
             "node_service_upsert" => json!({"node_id": node_id, "node_secret": secret,
                 "labels": {"a": "b"}, "platform": {"os": "linux"}, "services": []}),
             "node_get" | "node_delete" => json!({"node_id": node_id}),
-            "project_create" => attributes,
+            "project_create" => {
+                let mut payload = attributes;
+                payload["template_id"] = json!("base");
+                payload["desired_mounts"] =
+                    json!([{"mount_path": "/src", "node_name": "edge", "export_name": "work"}]);
+                payload["desired_binds"] =
+                    json!([{"bind_path": "/repo", "target_path": "/src/app"}]);
+                payload
+            }
             "project_update" => with(attributes),
             "project_up" => json!({"project_id": "proj-1", "name": "New", "activate": false,
-                "desired_mounts": [], "desired_binds": [], "agent_id": "alice"}),
+                "template_id": "base", "desired_mounts": [], "desired_binds": [],
+                "agent_id": "alice"}),
+            "workspace_template_get" => json!({"template_id": "base"}),
             "project_mount_set" => {
                 with(json!({"node_id": node_id, "export_name": "work", "mount_path": "/new"}))
             }
