@@ -120,6 +120,16 @@ enum Grant {
     Own { hash: String },
 }
 
+impl Identity {
+    /// Names the token without telling it, and no other one that comes after it: `<name>#<which>`.
+    pub fn badge(&self) -> String {
+        match &self.grant {
+            Grant::Shared { epoch } => format!("{}#{epoch}", self.name),
+            Grant::Own { hash } => format!("{}#{}", self.name, &hash[..hash.len().min(16)]),
+        }
+    }
+}
+
 /// The agent and project that a role was attached to last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
@@ -234,6 +244,22 @@ impl Tokens {
         let identity =
             Identity { name: named.name.clone(), role: named.role, grant: Grant::Own { hash } };
         self.admits(&identity, now_ms).then_some(identity)
+    }
+
+    /// Whose token a [`Identity::badge`] names, as long as it is in force.
+    pub fn bearer(&self, badge: &str, now_ms: i64) -> Option<Identity> {
+        let (name, _) = badge.split_once('#')?;
+        let shared = Role::parse(name).map(|role| {
+            let grant = Grant::Shared { epoch: self.epoch(role) };
+            Identity { name: name.into(), role, grant }
+        });
+        let own = || {
+            let named = self.tokens.iter().find(|t| t.name == name)?;
+            let grant = Grant::Own { hash: named.hash.clone() };
+            Some(Identity { name: name.into(), role: named.role, grant })
+        };
+        let identity = shared.or_else(own)?;
+        (identity.badge() == badge && self.admits(&identity, now_ms)).then_some(identity)
     }
 
     /// Whether a connection that was opened with a token may go on.

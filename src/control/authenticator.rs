@@ -90,6 +90,10 @@ impl From<tokens::Role> for Role {
 
 impl From<&Identity> for Principal {
     fn from(identity: &Identity) -> Principal {
-        Principal { role: identity.role.into(), name: identity.name.clone() }
+        Principal {
+            role: identity.role.into(),
+            name: identity.name.clone(),
+            badge: identity.badge(),
+        }
     }
 }

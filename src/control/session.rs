@@ -32,6 +32,9 @@ impl Role {
 pub struct Principal {
     pub role: Role,
     pub name: String,
+    /// Of the token that it came with, see [`crate::config::tokens::Identity::badge`]: what it is given to
+    /// show elsewhere counts no longer than that. Empty for who came without.
+    pub badge: String,
 }
 
 /// Which door a connection came through, which decides what it may ask for.

@@ -172,7 +172,7 @@ impl Gateway {
         if door == Door::Main {
             self.cx.history.came(name);
         }
-        let principal = Principal { role, name: name.into() };
+        let principal = Principal { role, name: name.into(), badge: format!("{name}#0") };
         let mut client = Client { gateway: self, session: Session::new(principal, door), next: 0 };
         client.ok("version", json!({"protocol": "unified-v2"}));
         client
@@ -255,7 +255,7 @@ impl Client<'_> {
 #[test]
 fn the_handshake_comes_first() {
     let g = Gateway::new();
-    let principal = Principal { role: Role::Admin, name: "admin".into() };
+    let principal = Principal { role: Role::Admin, name: "admin".into(), badge: "admin#0".into() };
     let mut c = Client { gateway: &g, session: Session::new(principal, Door::Main), next: 0 };
     let (reply, close) = c.raw(r#"{"channel":"control","type":"control.connect","id":"p"}"#);
     assert!(close && reply["error"]["code"] == "protocol_mismatch");

@@ -47,7 +47,8 @@ impl Doors {
                     let message = "too many nodes join from this address; wait a little";
                     return self.too_many(head, peer, message);
                 }
-                let nobody = Principal { role: Role::Nobody, name: "node".into() };
+                let nobody =
+                    Principal { role: Role::Nobody, name: "node".into(), badge: String::new() };
                 let client = Client::new(gateway.clone(), nobody, Door::Join, None, peer, None);
                 accept(client, Limits { max_message: CATALOGUE_MAX, ..Limits::unauthenticated() })
             }
@@ -64,11 +65,10 @@ impl Doors {
             path => match (node_path(path), stream_path(path)) {
                 (Some(node_id), _) => {
                     let failed = self.failures.of(peer);
-                    let door = RoutedDoor::new(gateway.clone(), node_id, failed);
-                    accept(
-                        FsHandler::new(gateway.files.clone(), Arc::new(door)),
-                        node::limits_before_hello(),
-                    )
+                    let pass = Pass::default();
+                    let door = RoutedDoor::new(gateway.clone(), node_id, pass.clone(), failed);
+                    let handler = FsHandler::new(gateway.files.clone(), Arc::new(door));
+                    accept(gateway.guests.guard(handler, pass), node::limits_before_hello())
                 }
                 (None, Some(agent_id)) => self.client(head, peer, Some(agent_id)),
                 _ => self.refuse(head, peer, Code::InvalidEnvelope, "invalid websocket path"),

@@ -2,6 +2,7 @@
 //! gateway's own server, whose exports are the node's: so each side negotiates, owns handles and is
 //! disconnected by itself.
 
+use super::guests::Pass;
 use super::nodes::Nodes;
 use super::visits::{Place, Visit};
 use super::{Gateway, attempts};
@@ -19,13 +20,20 @@ const REACH_MS: u64 = 10_000;
 pub struct RoutedDoor {
     gateway: Arc<Gateway>,
     node_id: String,
+    /// By whose token the client came, once he has shown a grant that was made for that.
+    pass: Pass,
     failed: attempts::Peer,
     visit: OnceLock<Visit>,
 }
 
 impl RoutedDoor {
-    pub fn new(gateway: Arc<Gateway>, node_id: String, failed: attempts::Peer) -> RoutedDoor {
-        RoutedDoor { gateway, node_id, failed, visit: OnceLock::new() }
+    pub fn new(
+        gateway: Arc<Gateway>,
+        node_id: String,
+        pass: Pass,
+        failed: attempts::Peer,
+    ) -> RoutedDoor {
+        RoutedDoor { gateway, node_id, pass, failed, visit: OnceLock::new() }
     }
 }
 
@@ -48,7 +56,8 @@ impl Door for RoutedDoor {
                 Entry { exports: exports.clone(), who, name, expires_at_s: None }
             }
         };
-        let principal = Principal { role: Role::Nobody, name: entry.who.principal.clone() };
+        let name = entry.who.principal.clone();
+        let principal = Principal { role: Role::Nobody, name, badge: String::new() };
         let (addr, place) = (self.failed.addr, Place::Node(&self.node_id));
         self.visit.get_or_init(|| self.gateway.visits.begin(&principal, addr, place));
         Ok(entry)
@@ -56,17 +65,17 @@ impl Door for RoutedDoor {
 }
 
 impl RoutedDoor {
-    /// Whoever knows the node's secret comes in, and whoever has a grant made with it: that is returned.
-    /// Errors: EPERM.
+    /// Whoever knows the node's secret comes in, and whoever has a grant made with it: that is returned. One that
+    /// the gateway has made counts as long as the token for whose bearer it was. Errors: EPERM.
     fn admit(&self, token: &str) -> Result<Option<Grant>> {
         let state = self.gateway.control.plane.state();
         let wrong = || Error::new(Code::Eperm, "AuthFailed");
         let node = state.node(&self.node_id).map_err(|_| wrong());
         let admitted = node.and_then(|node| match Grant::is_one(token) {
-            true => node.grant(token, now_ms()).map(Some).map_err(|e| e.recode(Code::Eperm)),
+            true => node.grant(token, now_ms()).and_then(|grant| self.in_force(grant)).map(Some),
             false => node.proof(token, now_ms()).map(|_| None).ok_or_else(wrong),
         });
-        admitted.inspect_err(|e| {
+        admitted.map_err(|e| e.recode(Code::Eperm)).inspect_err(|e| {
             self.failed.count();
             let (addr, place) = (self.failed.addr, Place::Node(&self.node_id));
             let message = match Grant::is_one(token) {
@@ -75,6 +84,27 @@ impl RoutedDoor {
             };
             self.gateway.visits.refused(None, addr, place, Code::NodeAuthFailed, message);
         })
+    }
+}
+
+impl RoutedDoor {
+    /// Errors: EINVAL, `AuthFailed` and why.
+    fn in_force(&self, grant: Grant) -> Result<Grant> {
+        if !grant.sub.contains('#') {
+            // Made by who runs the node.
+            return Ok(grant);
+        }
+        let auth = &self.gateway.control.auth;
+        let ended = || {
+            let why = "the access token that the grant was made for was revoked or has expired";
+            Error::new(Code::Invalid, format!("AuthFailed: {why}"))
+        };
+        let bearer = auth.tokens().bearer(&grant.sub, now_ms()).ok_or_else(ended)?;
+        // What was revoked before the connection was known to be theirs.
+        match auth.admits(self.pass.get_or_init(|| bearer)) {
+            true => Ok(grant),
+            false => Err(ended()),
+        }
     }
 }
 

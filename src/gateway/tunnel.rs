@@ -143,7 +143,7 @@ impl TunnelHandler {
         self.gateway.tunnels.open(&node_id, tunnel.clone());
         self.gateway.nodes.reachable(&node_id);
         log::info!("{node_id} is connected from {}", conn.peer());
-        let node = Principal { role: Role::Nobody, name: "node".into() };
+        let node = Principal { role: Role::Nobody, name: "node".into(), badge: String::new() };
         self.visit = Some(self.gateway.visits.begin(&node, conn.peer(), Place::Node(&node_id)));
         self.open = Some((node_id, tunnel));
     }

@@ -57,6 +57,13 @@ fn a_named_token_is_kept_as_a_hash_and_ends_when_revoked_or_expired() {
     assert_eq!(tokens.next_expiry_ms(now_ms), Some(now_ms + 1_000));
     assert!(tokens.admits(&bob, now_ms + 999) && !tokens.admits(&bob, now_ms + 1_000));
     assert_eq!(tokens.identify(&token, now_ms + 1_000), None);
+    let badge = bob.badge();
+    assert!(badge.starts_with("bob#") && !badge.contains(&token), "{badge}");
+    assert_eq!(tokens.bearer(&badge, now_ms), Some(bob.clone()));
+    assert_eq!(tokens.bearer(&badge, now_ms + 1_000), None);
+    for other in ["bob", "bob#", "bo#0", &badge[..badge.len() - 1]] {
+        assert_eq!(tokens.bearer(other, now_ms), None, "{other}");
+    }
 
     assert_eq!(tokens.add("bob", Role::User, None).unwrap_err().code, Code::Eexist);
     for bad in ["", "admin", "a b", "node", &"x".repeat(65)] {

@@ -98,7 +98,7 @@ impl Call<'_> {
         project: Option<&Project>,
         viewer: Viewer<'_>,
     ) -> Object {
-        workspace::status_for(&self.session.principal.name, state, project, viewer, 0)
+        workspace::status_for(&self.session.principal.badge, state, project, viewer, 0)
     }
 
     pub fn viewer<'v>(&'v self, token: Option<&'v str>) -> Viewer<'v> {

@@ -22,7 +22,7 @@ pub(super) fn status(call: &mut Call<'_>) -> Result<Object> {
     let state = call.cx.plane.state();
     let project = workspace::select(&state, asked.as_deref(), viewer)?;
     let success_ms = project.map_or(0, |p| call.cx.plane.last_success_ms(p.number));
-    let bearer = &call.session.principal.name;
+    let bearer = &call.session.principal.badge;
     Ok(workspace::status_for(bearer, &state, project, viewer, success_ms))
 }
 

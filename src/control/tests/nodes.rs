@@ -4,6 +4,7 @@ use super::*;
 use crate::base::now_ms;
 use crate::control::events::Settings;
 use crate::control::state::{Change, Counter, State};
+use crate::wire::fs::{Grant, Rights};
 
 #[test]
 fn invites_are_listed_masked_and_taken_back() {
@@ -110,6 +111,13 @@ fn a_secret_is_replaced_without_shutting_the_node_out() {
     let answer = node.ok("node_secret_rotate", with(&first));
     let second = answer["node_secret"].as_str().unwrap().to_owned();
     assert_ne!(second, first);
+    // Who opens a grant that was made with it: as long as it counts itself.
+    let grant = Grant { exports: Rights::default(), sub: "ann".into(), expires_at_s: u64::MAX };
+    let opens = |secret: &str| {
+        let node = g.cx.plane.state().node(&id).unwrap().clone();
+        node.grant(&grant.mint(secret).unwrap(), now_ms()).is_ok()
+    };
+    assert_eq!([&*first, &second, "another"].map(opens), [true, true, false]);
     assert!(answer["former_valid_until_ms"].as_i64().unwrap() > now_ms());
     // The answer was lost: the node asks again, or goes on as if nothing had been.
     let again = node.ok("node_secret_rotate", with(&first));
@@ -119,6 +127,7 @@ fn a_secret_is_replaced_without_shutting_the_node_out() {
     // It has got it: the one before has done its duty.
     node.ok("node_lease_refresh", with(&second));
     assert_eq!(node.err("node_lease_refresh", with(&first)), Code::NodeAuthFailed);
+    assert_eq!([&*first, &second].map(opens), [false, true]);
     // One that others know is replaced at once.
     let cut = admin.ok("node_secret_rotate", json!({"node_id": id, "grace_ms": 0}));
     assert_eq!(cut["former_valid_until_ms"], Value::Null);

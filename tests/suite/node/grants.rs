@@ -350,4 +350,18 @@ fn a_workspace_opens_its_mounts_to_who_sees_it_and_nothing_else_of_the_node() {
     command.args(["--workspace-url", &url, "--project-id", "proj-1", "cat", "/src/a.txt"]);
     let read = command.env_clear().env("SPIDERWEB_AUTH_TOKEN", bearer).output().unwrap();
     assert_eq!(read.stdout, b"hello", "{read:?}");
+
+    // What was handed out counts no longer than the token it was handed out for.
+    let (anns, admins) = (token(&mut user), token(&mut admin));
+    let mut at_it = Raw::open(gateway.addr, &format!("/v2/fs/node/{id}"), None);
+    at_it.hello(json!({"auth_token": anns}));
+    admin.control("auth_token_revoke", json!({"name": "ann"})).unwrap();
+    let (code, reason) = at_it.closed_with();
+    assert_eq!(code, 1008, "{reason}");
+    admin.control("auth_token_create", json!({"name": "ann", "role": "user"})).unwrap();
+    let mut late = Raw::open(gateway.addr, &format!("/v2/fs/node/{id}"), None);
+    let hello = json!({"protocol": "unified-v2-fs", "proto": 2, "auth_token": anns});
+    let (errno, message) = late.fails("hello", json!({}), hello);
+    assert!(errno == libc::EACCES && message.contains("revoked"), "{errno} {message}");
+    assert_eq!(names(&admins), ["work"]);
 }
