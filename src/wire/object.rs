@@ -3,6 +3,21 @@
 
 use serde::Serialize;
 use std::fmt::Write;
+use std::io;
+
+/// Takes JSON as it is written, in pieces of whole characters.
+struct Text<'a>(&'a mut String);
+
+impl io::Write for Text<'_> {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        self.0.push_str(std::str::from_utf8(piece).map_err(io::Error::other)?);
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// An object under construction.
 #[derive(Clone)]
@@ -31,9 +46,13 @@ impl Object {
     /// Any value that serialises. `key` is one of ours and needs no escaping.
     #[must_use]
     pub fn put(mut self, key: &str, value: impl Serialize) -> Object {
+        let to = self.key(key);
+        let begin = to.len();
         // Our values are numbers, strings, and structs of them: none can fail to serialise.
-        let json = serde_json::to_string(&value).unwrap_or_else(|_| "null".into());
-        self.key(key).push_str(&json);
+        if serde_json::to_writer(Text(to), &value).is_err() {
+            to.truncate(begin);
+            to.push_str("null");
+        }
         self
     }
 

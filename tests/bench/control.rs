@@ -48,12 +48,16 @@ pub fn run(gateway: &Path, dir: &Path) -> Result<()> {
         eprintln!("workspace_status of {mounts} mounts, {state} state: {us} us");
     }
     let rates = rates(gateway, dir)?;
-    let [gateway, plane, sqlite] = rates;
+    let [gateway, brief, plane, sqlite] = rates;
     eprintln!(
-        "durable mutations of {CLIENTS} clients: gateway {gateway:.0}/s, plane {plane:.0}/s, SQLite alone \
-         {sqlite:.0}/s"
+        "durable mutations of {CLIENTS} clients: gateway {gateway:.0}/s, {brief:.0}/s with brief replies, \
+         plane {plane:.0}/s, SQLite alone {sqlite:.0}/s"
     );
-    let targets = [("gateway/sqlite", gateway / sqlite), ("plane/sqlite", plane / sqlite)];
+    let targets = [
+        ("gateway/sqlite", gateway / sqlite),
+        ("brief/sqlite", brief / sqlite),
+        ("plane/sqlite", plane / sqlite),
+    ];
     for (of, reached) in targets {
         let missed = if reached < RATIO { " MISSED" } else { "" };
         eprintln!("    {of} {reached:.2} of {RATIO}{missed}");
@@ -65,7 +69,7 @@ pub fn run(gateway: &Path, dir: &Path) -> Result<()> {
     let starts: Vec<_> = starts.iter().map(|(n, ms)| format!("\"{n}\":{ms}")).collect();
     let looks: Vec<_> = looks.iter().map(|(s, n, us)| format!("\"{s}_{n}\":{us}")).collect();
     println!(
-        "{{\"mutations_per_s\":{{\"gateway\":{gateway:.0},\"plane\":{plane:.0},\"sqlite\":{sqlite:.0},\
+        "{{\"mutations_per_s\":{{\"gateway\":{gateway:.0},\"brief\":{brief:.0},\"plane\":{plane:.0},\"sqlite\":{sqlite:.0},\
          \"targets\":[{}]}},\"start_ms\":{{{}}},\"workspace_status_us\":{{{}}}}}",
         targets.join(","),
         starts.join(","),
@@ -134,7 +138,7 @@ fn look(client: &Asker, project: u64) -> Result<u128> {
 
 /// Mutations per second of the gateway, of the plane, and of SQLite alone, each with a full state of its
 /// own; the median of rounds in which they take turns.
-fn rates(gateway: &Path, dir: &Path) -> Result<[f64; 3]> {
+fn rates(gateway: &Path, dir: &Path) -> Result<[f64; 4]> {
     let database = |home: &str| dir.join(home).join(".spiderweb-ltm/runtime-memory.db");
     for home in ["plane", "sqlite"] {
         std::fs::create_dir_all(database(home).parent().expect("it has one"))?;
@@ -146,11 +150,14 @@ fn rates(gateway: &Path, dir: &Path) -> Result<[f64; 3]> {
     let db = Db::open(&database("plane"), &[SqliteKv::SCHEMA])?;
     let plane = Plane::open(Arc::new(SqliteKv::new(db)))?;
     let alone = Alone::open(&database("sqlite"))?;
-    let mut rates: [Vec<f64>; 3] = Default::default();
+    let mut rates: [Vec<f64>; 4] = Default::default();
     for _ in 0..ROUNDS {
-        rates[0].push(rate(&mut clients, through_gateway)?);
-        rates[1].push(rate(&mut nobody, |_, n, turn| through_plane(&plane, n, turn))?);
-        rates[2].push(rate(&mut nobody, |_, n, turn| alone.put(n, turn))?);
+        for (n, more) in ["", r#","brief":true"#].into_iter().enumerate() {
+            let through = |c: &mut _, n, turn| through_gateway(c, n, turn, more);
+            rates[n].push(rate(&mut clients, through)?);
+        }
+        rates[2].push(rate(&mut nobody, |_, n, turn| through_plane(&plane, n, turn))?);
+        rates[3].push(rate(&mut nobody, |_, n, turn| alone.put(n, turn))?);
     }
     house.stop()?;
     Ok(rates.map(|mut rates| {
@@ -190,21 +197,22 @@ fn rate<C: Send>(
     })
 }
 
-fn through_gateway(client: &mut PlainAsker, n: u64, turn: u64) -> Result<()> {
+/// `more`: members of each payload.
+fn through_gateway(client: &mut PlainAsker, n: u64, turn: u64, more: &str) -> Result<()> {
     match turn % 3 {
         0 => client.call(
             "project_mount_set",
             &format!(
-                r#"{{"project_id":"proj-{n}","mount_path":"/more","node_id":"node-{n}","export_name":"work"}}"#
+                r#"{{"project_id":"proj-{n}","mount_path":"/more","node_id":"node-{n}","export_name":"work"{more}}}"#
             ),
         ),
         1 => client.call(
             "project_update",
-            &format!(r#"{{"project_id":"proj-{n}","vision":"to be measured, turn {turn}"}}"#),
+            &format!(r#"{{"project_id":"proj-{n}","vision":"to be measured, turn {turn}"{more}}}"#),
         ),
         _ => client.call(
             "project_mount_remove",
-            &format!(r#"{{"project_id":"proj-{n}","mount_path":"/more"}}"#),
+            &format!(r#"{{"project_id":"proj-{n}","mount_path":"/more"{more}}}"#),
         ),
     }
 }

@@ -1,7 +1,7 @@
 //! What is mounted and bound in a project (spec: control 8.8 and 8.9).
 
 use super::joining::node_name;
-use super::projects::{Target, shown};
+use super::projects::Target;
 use super::{Call, identifier};
 use crate::base::{Code, Error, Result, ResultExt, TreePath};
 use crate::control::places::{Placed, Places};
@@ -87,15 +87,14 @@ pub(super) fn set(call: &mut Call<'_>) -> Result<Object> {
     let state = call.cx.plane.state();
     let mount = read_mount(&call.payload)?.resolve(&state)?;
     state.node(&mount.node_id)?;
-    let project = target.revise(call, Action::Mount, |state, project| {
+    target.revise(call, Action::Mount, |state, project| {
         if project.mounts.at(&mount.mount_path).any(|(_, m)| *m == mount) {
             return Ok(());
         }
         at_most(project.mounts.len() + 1, "mounts")?;
         state.node(&mount.node_id)?;
         put_mount(project, mount)
-    })?;
-    Ok(shown(&project))
+    })
 }
 
 pub(super) fn remove(call: &mut Call<'_>) -> Result<Object> {
@@ -106,7 +105,7 @@ pub(super) fn remove(call: &mut Call<'_>) -> Result<Object> {
         Some(_) => Some((f.required("node_id")?, f.required("export_name")?)),
         None => None,
     };
-    let project = target.revise(call, Action::Mount, |_, project| {
+    target.revise(call, Action::Mount, |_, project| {
         let is_it =
             |m: &Mount| member.as_ref().is_none_or(|(n, e)| m.node_id == *n && m.export_name == *e);
         if project.remove_mounts_at(&mount_path, is_it) == 0 {
@@ -114,8 +113,7 @@ pub(super) fn remove(call: &mut Call<'_>) -> Result<Object> {
             return Err(Error::new(Code::MountNotFound, message));
         }
         Ok(())
-    })?;
-    Ok(shown(&project))
+    })
 }
 
 pub(super) fn list(call: &mut Call<'_>) -> Result<Object> {
@@ -130,21 +128,19 @@ pub(super) fn list(call: &mut Call<'_>) -> Result<Object> {
 pub(super) fn bind_set(call: &mut Call<'_>) -> Result<Object> {
     let target = Target::read(call)?;
     let bind = read_bind(&call.payload)?;
-    let project = target.revise(call, Action::Bind, |_, project| put_bind(project, bind))?;
-    Ok(shown(&project))
+    target.revise(call, Action::Bind, |_, project| put_bind(project, bind))
 }
 
 pub(super) fn bind_remove(call: &mut Call<'_>) -> Result<Object> {
     let target = Target::read(call)?;
     let bind_path = tree_path("bind_path", &call.payload.required("bind_path")?)?;
-    let project = target.revise(call, Action::Bind, |_, project| {
+    target.revise(call, Action::Bind, |_, project| {
         if !project.remove_bind(&bind_path) {
             let message = format!("{} has no bind at {bind_path}", project.id());
             return Err(Error::new(Code::BindNotFound, message));
         }
         Ok(())
-    })?;
-    Ok(shown(&project))
+    })
 }
 
 pub(super) fn bind_list(call: &mut Call<'_>) -> Result<Object> {

@@ -17,13 +17,17 @@ pub(super) struct Target {
     pub project_id: String,
     token: Option<String>,
     if_updated_at_ms: Option<i64>,
+    /// What is changed is not shown as a whole.
+    brief: bool,
 }
 
 impl Target {
     pub fn read(call: &Call<'_>) -> Result<Target> {
         let project_id = project_id(call.payload.required("project_id")?)?;
         let token = call.token_for(&project_id)?;
-        Ok(Target { project_id, token, if_updated_at_ms: call.payload.i64("if_updated_at_ms")? })
+        let if_updated_at_ms = call.payload.i64("if_updated_at_ms")?;
+        let brief = call.payload.bool("brief")?.unwrap_or(false);
+        Ok(Target { project_id, token, if_updated_at_ms, brief })
     }
 
     /// The project, for who may do this with it. Errors: `project_not_found`, and those of access.
@@ -61,7 +65,7 @@ impl Target {
 
     /// Changes the project by `edit`, which sees it as it is. Errors: those of access, of the
     /// version and of `edit`, with nothing changed.
-    pub fn revise(
+    fn change(
         &self,
         call: &Call<'_>,
         action: Action,
@@ -72,6 +76,17 @@ impl Target {
             edit(state, &mut draft)?;
             Ok(draft.finish(now_ms))
         })
+    }
+
+    /// As [`Target::change`], and shows the project as it is then.
+    pub fn revise(
+        &self,
+        call: &Call<'_>,
+        action: Action,
+        edit: impl FnOnce(&State, &mut Draft) -> Result<()>,
+    ) -> Result<Object> {
+        let project = self.change(call, action, edit)?;
+        Ok(if self.brief { brief(&project) } else { shown(&project) })
     }
 }
 
@@ -151,12 +166,11 @@ pub(super) fn create(call: &mut Call<'_>) -> Result<Object> {
 pub(super) fn update(call: &mut Call<'_>) -> Result<Object> {
     let target = Target::read(call)?;
     let attributes = Attributes::read(&call.payload)?;
-    let project = target.revise(call, Action::Admin, |_, project| {
+    target.revise(call, Action::Admin, |_, project| {
         unprotected(project)?;
         attributes.apply(project.profile_mut());
         Ok(())
-    })?;
-    Ok(shown(&project))
+    })
 }
 
 /// The agents that worked in it work in none then; mother goes back to where she belongs.
@@ -191,7 +205,7 @@ pub(super) fn activate(call: &mut Call<'_>) -> Result<Object> {
 
 /// A new token, which is asked for from now on.
 pub(super) fn token_rotate(call: &mut Call<'_>) -> Result<Object> {
-    let project = Target::read(call)?.revise(call, Action::Admin, |_, project| {
+    let project = Target::read(call)?.change(call, Action::Admin, |_, project| {
         unprotected(project)?;
         let profile = project.profile_mut();
         profile.token = id::hex_token("proj-");
@@ -207,7 +221,7 @@ pub(super) fn token_rotate(call: &mut Call<'_>) -> Result<Object> {
 
 /// No token is asked for any more.
 pub(super) fn token_revoke(call: &mut Call<'_>) -> Result<Object> {
-    let project = Target::read(call)?.revise(call, Action::Admin, |_, project| {
+    let project = Target::read(call)?.change(call, Action::Admin, |_, project| {
         unprotected(project)?;
         project.profile_mut().token_locked = false;
         Ok(())
@@ -265,6 +279,15 @@ pub(super) fn unprotected(project: &Project) -> Result<()> {
 
 fn kind(p: &Project) -> &'static str {
     if p.is_system() { "system_builtin" } else { "normal" }
+}
+
+/// What of a project says that a change was made, and to which version it led.
+fn brief(p: &Project) -> Object {
+    Object::new()
+        .put("project_id", p.id())
+        .put("updated_at_ms", p.updated_at_ms)
+        .put("mount_count", p.mounts.len())
+        .put("bind_count", p.binds.len())
 }
 
 /// The project object (spec: control 8.8).

@@ -307,6 +307,38 @@ fn who_changes_what_he_has_seen_is_told_when_it_is_another() {
 }
 
 #[test]
+fn a_change_can_be_answered_in_brief() {
+    let g = Gateway::new();
+    let mut c = g.connect(Role::Admin);
+    let (node, _) = c.node("edge");
+    let id = c.project("Demo");
+    let at = |path: &str| json!({"project_id": id, "bind_path": path, "target_path": "/src"});
+    let mount = json!({
+        "project_id": id, "mount_path": "/src", "node_id": node, "export_name": "work",
+    });
+    for (name, payload, mounts, binds) in [
+        ("project_update", json!({"project_id": id, "vision": "other"}), 0, 0),
+        ("project_mount_set", mount.clone(), 1, 0),
+        ("project_bind_set", at("/a"), 1, 1),
+        ("project_bind_remove", at("/a"), 1, 0),
+        ("project_mount_remove", mount, 0, 0),
+    ] {
+        let with = |brief: Value| {
+            let mut payload = payload.clone();
+            payload["brief"] = brief;
+            payload
+        };
+        assert_eq!(c.err(name, with(json!("yes"))), Code::InvalidPayload, "{name}");
+        let brief = c.ok(name, with(json!(true)));
+        let now = c.ok("project_get", json!({"project_id": id}))["updated_at_ms"].clone();
+        let expected = json!({
+            "project_id": id, "updated_at_ms": now, "mount_count": mounts, "bind_count": binds,
+        });
+        assert_eq!(brief, expected, "{name}");
+    }
+}
+
+#[test]
 fn workspaces_are_projects_by_another_name() {
     let g = Gateway::new();
     let mut c = g.connect(Role::Admin);
