@@ -1,5 +1,6 @@
 //! `spiderweb-config`: the config file, the access tokens and the state from the shell (spec: runtime 2.2).
 
+mod audit;
 mod auth;
 mod state;
 
@@ -19,6 +20,7 @@ pub const PROGRAM: Program = Program {
         "[options] auth <subcommand>",
         "[options] backup|restore <file>",
         "[options] state <subcommand>",
+        "[options] audit <subcommand>",
     ],
     commands: &[
         Command { name: "config", args: "", help: "Show what is configured" },
@@ -57,6 +59,8 @@ pub const PROGRAM: Program = Program {
         state::RESTORE,
         state::RESEAL,
         state::UNSEAL,
+        audit::TAIL,
+        audit::VERIFY,
     ],
     flags: &[
         Flag::value("--config", "file", "Use this config file"),
@@ -72,6 +76,7 @@ pub const PROGRAM: Program = Program {
         Flag::switch("--reveal", "With auth status: show the tokens themselves"),
         Flag::switch("--yes", "With auth reset: do it"),
         Flag::switch("--force", "With backup: replace a file that is there"),
+        Flag::value("--expect", "id:hash", "With audit verify: a record that was noted earlier"),
         Flag::switch("--json", "Print what is shown as JSON"),
     ],
     examples: &[
@@ -100,8 +105,12 @@ pub fn run(args: Args) -> Result<()> {
             let loaded = config::load(&path, &env, &[]).context("config")?;
             return state::run(&args, &loaded.config, &env);
         }
+        Some("audit") => {
+            let loaded = config::load(&path, &env, &[]).context("config")?;
+            return audit::run(&args, &loaded.config, &env);
+        }
         _ => {
-            let known = "config, auth, backup, restore, state";
+            let known = "config, auth, backup, restore, state, audit";
             return Err(usage(format!("unknown command {:?}; there are: {known}", args.words[0])));
         }
     }

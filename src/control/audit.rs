@@ -7,7 +7,7 @@ mod query;
 mod record;
 mod window;
 
-pub use query::{Broken, Filter, Verified};
+pub use query::{Broken, Filter, Verified, tail, verify_at_rest};
 pub use record::{Entry, Outcome, Record, bounded};
 
 use crate::base::{Code, Error, Pool, Result, Timer};

@@ -25,7 +25,8 @@ pub use authenticator::{Authenticator, TokensListener};
 pub use counts::Counts;
 pub use history::{Entry, History, Target};
 pub use ops::{
-    ALIASES, Access, Answer, Context, Figures, Op, Scope, Scopes, TABLE, failed, find, handle,
+    ALIASES, Access, Answer, Context, Figures, Op, Scope, Scopes, TABLE, audit_tail, failed, find,
+    handle,
 };
 pub use plane::{Commit, Decided, Listener, Plane};
 pub use session::{Actor, Attached, Binding, Door, Gate, Principal, Role, Session};

@@ -6,7 +6,7 @@ use crate::config::Env;
 use crate::config::tokens::Tokens;
 use crate::store::journal::Tail;
 use crate::store::testing::TempDir;
-use crate::store::{Db, Kv, KvDone, KvSink, KvWatch, SqliteKv, Txn, Versioned};
+use crate::store::{Db, Kv, KvDone, KvRead, KvSink, KvWatch, SqliteKv, Txn, Versioned};
 use crate::wire::{Envelope, Frame, Object};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -74,7 +74,7 @@ struct FailingKv {
     fails: Arc<AtomicBool>,
 }
 
-impl Kv for FailingKv {
+impl KvRead for FailingKv {
     fn get(&self, key: &str) -> Result<Option<Versioned>> {
         self.kv.get(key)
     }
@@ -82,7 +82,9 @@ impl Kv for FailingKv {
     fn range(&self, prefix: &str) -> Result<Vec<Versioned>> {
         self.kv.range(prefix)
     }
+}
 
+impl Kv for FailingKv {
     fn commit_then(&self, txn: Txn, done: KvDone) {
         if self.fails.load(Ordering::Relaxed) {
             // As a disk does, later and on another thread.

@@ -2,11 +2,12 @@
 //! share an etcd cluster where a single one keeps its file.
 
 use super::seal::Sealer;
-use super::sealed::Ledger;
-use super::{Db, Schema};
+use super::sealed::{self, Ledger};
+use super::{Db, Key, Schema, open};
 use crate::base::{Code, Error, Result};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -71,12 +72,15 @@ pub struct KvEvent {
 pub type KvSink = Arc<dyn Fn(&[KvEvent]) + Send + Sync>;
 pub type KvDone = Box<dyn FnOnce(Result<u64>) + Send>;
 
-pub trait Kv: Send + Sync {
+/// What stands under keys.
+pub trait KvRead: Send + Sync {
     fn get(&self, key: &str) -> Result<Option<Versioned>>;
 
     /// Everything whose key starts with `prefix`, in order of keys, from one moment.
     fn range(&self, prefix: &str) -> Result<Vec<Versioned>>;
+}
 
+pub trait Kv: KvRead {
     /// Calls `done` with the new revision once the changes are durable. Errors: `again` when a compared
     /// key has changed; `storage_error` when a chain is broken.
     fn commit_then(&self, txn: Txn, done: KvDone);
@@ -150,37 +154,87 @@ impl SqliteKv {
     pub fn new(db: Arc<Db>) -> SqliteKv {
         SqliteKv { db, watchers: Arc::default() }
     }
+}
+
+/// The rows of a connection, which are sealed if there is a sealer.
+struct Rows<'a>(&'a Connection, Option<&'a Sealer>);
+
+impl Rows<'_> {
+    fn get(&self, key: &str) -> Result<Option<Versioned>> {
+        let mut q =
+            self.0.prepare_cached("SELECT key, value, mod_revision FROM kv WHERE key = ?1")?;
+        let row = q.query_row([key], versioned).optional()?;
+        row.map(|row| self.opened(row)).transpose()
+    }
+
+    fn range(&self, prefix: &str) -> Result<Vec<Versioned>> {
+        let mut q = self.0.prepare_cached(
+            "SELECT key, value, mod_revision FROM kv WHERE key >= ?1 AND key < ?2 ORDER BY key",
+        )?;
+        // Sorts behind everything that starts with the prefix: no key holds this noncharacter.
+        let end = format!("{prefix}{}", char::MAX);
+        let rows = q.query_map([prefix, &end], versioned)?;
+        rows.map(|row| self.opened(row?)).collect()
+    }
 
     /// A row as it was put.
     fn opened(&self, row: Versioned) -> Result<Versioned> {
-        let Some(sealer) = &self.db.sealer else { return Ok(row) };
+        let Some(sealer) = self.1 else { return Ok(row) };
         let value = sealer.open(&row.key, row.mod_revision, &row.value)?;
         Ok(Versioned { value, ..row })
     }
 }
 
-impl Kv for SqliteKv {
+/// What a [`SqliteKv`] holds at one moment, read without its writer, which may be at work in another process.
+pub struct Snapshot {
+    conn: Mutex<Connection>,
+    sealer: Option<Sealer>,
+}
+
+impl Snapshot {
+    /// Errors: `not_found` without a database; `storage_error` for one that is damaged or not ours;
+    /// `invalid_config` where the key is not that of the seal.
+    pub fn open(path: &Path, schemas: &[Schema], key: Option<&Key>) -> Result<Snapshot> {
+        if !path.exists() {
+            let message = format!("there is no state database at {}", path.display());
+            return Err(Error::new(Code::NotFound, message));
+        }
+        let open = || {
+            let conn = open::snapshot(path)?;
+            open::check(&conn, schemas)?;
+            let sealer = sealed::opener(&conn, key)?;
+            Ok(Snapshot { conn: Mutex::new(conn), sealer })
+        };
+        open().map_err(|e| open::about(path, e))
+    }
+
+    fn rows<T>(&self, read: impl FnOnce(Rows<'_>) -> Result<T>) -> Result<T> {
+        let conn = self.conn.lock().unwrap_or_else(PoisonError::into_inner);
+        read(Rows(&conn, self.sealer.as_ref()))
+    }
+}
+
+impl KvRead for Snapshot {
     fn get(&self, key: &str) -> Result<Option<Versioned>> {
-        self.db.read(|c| {
-            let mut q =
-                c.prepare_cached("SELECT key, value, mod_revision FROM kv WHERE key = ?1")?;
-            let row = q.query_row([key], versioned).optional()?;
-            row.map(|row| self.opened(row)).transpose()
-        })
+        self.rows(|rows| rows.get(key))
     }
 
     fn range(&self, prefix: &str) -> Result<Vec<Versioned>> {
-        self.db.read(|c| {
-            let mut q = c.prepare_cached(
-                "SELECT key, value, mod_revision FROM kv WHERE key >= ?1 AND key < ?2 ORDER BY key",
-            )?;
-            // Sorts behind everything that starts with the prefix: no key holds this noncharacter.
-            let end = format!("{prefix}{}", char::MAX);
-            let rows = q.query_map([prefix, &end], versioned)?;
-            rows.map(|row| self.opened(row?)).collect()
-        })
+        self.rows(|rows| rows.range(prefix))
+    }
+}
+
+impl KvRead for SqliteKv {
+    fn get(&self, key: &str) -> Result<Option<Versioned>> {
+        self.db.read(|c| Rows(c, self.db.sealer.as_deref()).get(key))
     }
 
+    fn range(&self, prefix: &str) -> Result<Vec<Versioned>> {
+        self.db.read(|c| Rows(c, self.db.sealer.as_deref()).range(prefix))
+    }
+}
+
+impl Kv for SqliteKv {
     fn commit_then(&self, txn: Txn, done: KvDone) {
         let (watchers, sealer) = (self.watchers.clone(), self.db.sealer.clone());
         let (chains, after) = (txn.chains.clone(), txn.chains.clone());

@@ -17,7 +17,9 @@ mod writer;
 
 pub use db::Db;
 pub use journal::Journal;
-pub use kv::{Chain, Kv, KvDone, KvEvent, KvSink, KvWatch, SqliteKv, Txn, Versioned};
+pub use kv::{
+    Chain, Kv, KvDone, KvEvent, KvRead, KvSink, KvWatch, Snapshot, SqliteKv, Txn, Versioned,
+};
 pub use open::Schema;
 pub use seal::Key;
 pub use sealed::{KEY_VARIABLE, reseal};

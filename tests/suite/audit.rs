@@ -6,6 +6,8 @@ use crate::program::{Client, Gateway, Got, Scratch};
 use serde_json::{Value, json};
 use spiderweb::store::rusqlite::Connection;
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
 use std::sync::mpsc;
 
 /// All records that a filter admits, newest first, page by page.
@@ -175,5 +177,66 @@ fn a_log_that_was_changed_is_said_so_and_stops_nothing() {
     for payload in [json!({}), json!({"verify": true})] {
         let answer = admin.control("audit_tail", payload);
         assert_eq!(answer["broken"]["id"], two, "{answer}");
+    }
+}
+
+/// Exit status, standard output and standard error of `spiderweb-config audit`.
+fn offline(home: &Path, key: Option<&str>, args: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_spiderweb-config"));
+    command.args(args).env_clear().env("HOME", home).current_dir(home);
+    let key = key.map(|key| ("SPIDERWEB_CONTROL_STATE_KEY_HEX", key));
+    let output = command.envs(key).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_log_is_read_and_checked_without_the_gateway() {
+    const KEY: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    for key in [None, Some(KEY)] {
+        let scratch = Scratch::new();
+        let home = scratch.path();
+        let audit = |args: &[&str]| offline(home, key, &[&["audit"], args].concat());
+        assert_eq!(audit(&["verify"]).0, 66, "there is no state yet");
+        let env: Vec<_> =
+            key.map(|key| ("SPIDERWEB_CONTROL_STATE_KEY_HEX", key)).into_iter().collect();
+        let mut gateway = Gateway::with(home, "0", &env);
+        let mut admin = gateway.admin();
+        admin.control("project_create", json!({"name": "One", "vision": "v"}));
+        // While it runs.
+        let (status, first, e) = audit(&["verify"]);
+        assert_eq!(status, 0, "{e}");
+        let noted = first.trim_end().rsplit_once(' ').unwrap().1.to_owned();
+        let (status, tail, e) = audit(&["tail", r#"{"operation":"project_create","limit":5}"#]);
+        let tail: Value = serde_json::from_str(&tail).expect(&e);
+        assert_eq!((status, tail["audit"].as_array().unwrap().len()), (0, 1), "{tail}");
+        assert_eq!(audit(&["tail", r#"{"limit":-1}"#]).0, 65);
+        assert_eq!(audit(&["tail", "[]"]).0, 65);
+
+        admin.control("project_create", json!({"name": "Two", "vision": "v"}));
+        gateway.program.kill();
+        let (status, all, e) = audit(&["--json", "--expect", &noted, "verify"]);
+        assert_eq!(status, 0, "{e}");
+        let all: Value = serde_json::from_str(&all).unwrap();
+        assert_eq!(all["intact"], true, "{all}");
+        let (id, hash) = noted.split_once(':').unwrap();
+        let other = format!("{id}:{}", "0".repeat(64));
+        let late = format!("999999:{hash}");
+        for (wrong, status) in [(&*other, 65), (&late, 65), (id, 64), ("x:y", 64)] {
+            assert_eq!(audit(&["--expect", wrong, "verify"]).0, status, "{wrong}");
+        }
+        if key.is_some() {
+            assert_eq!(offline(home, None, &["audit", "verify"]).0, 78);
+            continue;
+        }
+        // Somebody writes history anew.
+        let conn = Connection::open(home.join(".spiderweb-ltm/runtime-memory.db")).unwrap();
+        let sql =
+            "UPDATE kv SET value = CAST(replace(value, 'project_create', 'project_delete') AS BLOB)
+                   WHERE key LIKE 'audit/row/%'";
+        assert!(conn.execute(sql, []).unwrap() >= 2);
+        drop(conn);
+        let (status, _, e) = audit(&["verify"]);
+        assert!(status == 65 && e.contains("changed by something else: record"), "{status} {e}");
     }
 }

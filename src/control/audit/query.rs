@@ -4,7 +4,7 @@
 use super::record::{Link, Record, hash, parse};
 use super::{ANCHOR, Audit, Chain, HEAD, Outcome, PAGE, key, page};
 use crate::base::{Result, ResultExt};
-use crate::store::{self, Kv, Versioned};
+use crate::store::{self, KvRead, Versioned};
 use std::fmt;
 use std::sync::PoisonError;
 
@@ -72,7 +72,7 @@ impl Filter {
 const ID_MAX: u64 = 1 << 53;
 
 /// A link as it is stored; `None` as well for one that cannot be right.
-pub(super) fn link(kv: &dyn Kv, key: &str) -> Result<Option<Link>> {
+pub(super) fn link(kv: &dyn KvRead, key: &str) -> Result<Option<Link>> {
     let row = kv.get(key)?;
     let link = row.and_then(|row| serde_json::from_slice::<Link>(&row.value).ok());
     Ok(link.filter(|l| l.id < ID_MAX))
@@ -85,7 +85,7 @@ fn row_id(row: &Versioned) -> Option<u64> {
 
 /// Where the chain ends, and what is wrong with its end. Ids of records that somebody has put behind it,
 /// or has taken away, are not given out again.
-pub(super) fn ending(kv: &dyn Kv) -> Result<(Chain, Option<Broken>)> {
+pub(super) fn ending(kv: &dyn KvRead) -> Result<(Chain, Option<Broken>)> {
     let head = link(kv, HEAD)?;
     // Without an end all there is has to be looked at.
     let rows = match &head {
@@ -122,24 +122,7 @@ impl Audit {
         if let Err(e) = self.flush() {
             log::warn!("the audit log could not be written: {e}");
         }
-        let mut found = Vec::new();
-        let newest = link(&*self.kv, HEAD)?.map_or(0, |l| l.id);
-        let oldest = link(&*self.kv, ANCHOR)?.map_or(0, |l| l.id) + 1;
-        let from = filter.before_id.map_or(newest, |id| id.saturating_sub(1).min(newest));
-        let to = filter.after_id.map_or(oldest, |id| id.saturating_add(1).max(oldest));
-        let mut number = from / PAGE;
-        while found.len() < limit && number >= to / PAGE && from >= to {
-            for row in self.kv.range(&page(number * PAGE))?.iter().rev() {
-                // One that cannot be read is told by `verify`.
-                let Ok(record) = parse(&row.value) else { continue };
-                if found.len() < limit && filter.admits(&record) {
-                    found.push((record, hash(&row.value)));
-                }
-            }
-            let Some(before) = number.checked_sub(1) else { break };
-            number = before;
-        }
-        Ok(found)
+        tail(&*self.kv, filter, limit)
     }
 
     /// Looks at every record up to the newest one that is stored. Errors: `storage_error`.
@@ -149,8 +132,37 @@ impl Audit {
     }
 }
 
+/// Those that a filter admits, newest first, with their hashes. Errors: `storage_error`.
+pub fn tail(kv: &dyn KvRead, filter: &Filter, limit: usize) -> Result<Vec<(Record, String)>> {
+    let mut found = Vec::new();
+    let newest = link(kv, HEAD)?.map_or(0, |l| l.id);
+    let oldest = link(kv, ANCHOR)?.map_or(0, |l| l.id) + 1;
+    let from = filter.before_id.map_or(newest, |id| id.saturating_sub(1).min(newest));
+    let to = filter.after_id.map_or(oldest, |id| id.saturating_add(1).max(oldest));
+    let mut number = from / PAGE;
+    while found.len() < limit && number >= to / PAGE && from >= to {
+        for row in kv.range(&page(number * PAGE))?.iter().rev() {
+            // One that cannot be read is told by `verify`.
+            let Ok(record) = parse(&row.value) else { continue };
+            if found.len() < limit && filter.admits(&record) {
+                found.push((record, hash(&row.value)));
+            }
+        }
+        let Some(before) = number.checked_sub(1) else { break };
+        number = before;
+    }
+    Ok(found)
+}
+
+/// Looks at every record of a log that nothing is added to meanwhile. Errors: `storage_error`.
+pub fn verify_at_rest(kv: &dyn KvRead) -> Result<Verified> {
+    let (_, broken) = ending(kv)?;
+    let verified = verify(kv)?;
+    Ok(Verified { broken: verified.broken.or(broken), ..verified })
+}
+
 /// Looks at every record from the anchor to the end. Errors: `storage_error`.
-pub fn verify(kv: &dyn Kv) -> Result<Verified> {
+fn verify(kv: &dyn KvRead) -> Result<Verified> {
     let head = link(kv, HEAD)?.unwrap_or_else(Link::genesis);
     let anchor = link(kv, ANCHOR)?.unwrap_or_else(Link::genesis);
     let mut end = anchor.clone();

@@ -2,7 +2,7 @@ use super::*;
 use crate::control::Plane;
 use crate::control::state::MOTHER;
 use crate::store::testing::TempDir;
-use crate::store::{SqliteKv, rusqlite};
+use crate::store::{KvRead, SqliteKv, rusqlite};
 use serde_json::json;
 
 fn snapshot() -> Value {

@@ -3,8 +3,9 @@
 use super::{Call, Context, Op, Scope, Trail, aliases, correlation, text};
 use crate::base::{Code, Error, Result};
 use crate::control::Session;
-use crate::control::audit::{Entry, Filter, Outcome, Record};
+use crate::control::audit::{self, Broken, Entry, Filter, Outcome, Record, Verified};
 use crate::control::topics::{SecurityEvent, refusal};
+use crate::store::KvRead;
 use crate::wire::{Envelope, Fields, Object};
 
 /// Records that `audit_tail` answers without a limit, and at most.
@@ -19,6 +20,7 @@ const IDS: &[&str] = &[
     "session_key",
     "invite_id",
     "request_id",
+    "template_id",
     // Of a token: whose it is.
     "name",
     "role",
@@ -105,33 +107,56 @@ pub(super) fn refused(
 
 /// The newest records that a filter admits (spec: control 8.10).
 pub(super) fn tail(call: &mut Call<'_>) -> Result<Object> {
-    let payload = &call.payload;
+    let (limit, filter) = asked(&call.payload)?;
+    let verify = call.payload.bool("verify")?.unwrap_or(false);
+    let audit = call.cx.plane.audit();
+    let found = audit.tail(&filter, limit)?;
+    let verified = verify.then(|| audit.verify()).transpose()?;
+    Ok(answer(&found, verified.as_ref(), audit.broken().as_ref()))
+}
+
+/// What `audit_tail` would answer, from a store without its gateway. Errors: `invalid_payload`;
+/// `storage_error`.
+pub fn audit_tail(kv: &dyn KvRead, payload: &str) -> Result<String> {
+    let parsed = Fields::parse(payload).map_err(|e| {
+        let why = e.map_or("it is not an object".into(), |e| e.to_string());
+        Error::new(Code::InvalidPayload, format!("the payload is not a JSON object: {why}"))
+    })?;
+    let (limit, filter) = asked(&parsed)?;
+    let found = audit::tail(kv, &filter, limit)?;
+    let verify = parsed.bool("verify")?.unwrap_or(false);
+    let verified = verify.then(|| audit::verify_at_rest(kv)).transpose()?;
+    Ok(answer(&found, verified.as_ref(), None).finish())
+}
+
+fn asked(payload: &Fields<'_>) -> Result<(usize, Filter)> {
     let limit = match payload.i64("limit")?.unwrap_or(LIMIT) {
         limit @ 0.. => limit.min(LIMIT_MAX) as usize,
         _ => return Err(Error::new(Code::InvalidPayload, "limit must not be negative")),
     };
-    let verify = payload.bool("verify")?.unwrap_or(false);
-    let filter = filter(payload)?;
-    let audit = call.cx.plane.audit();
-    let found = audit.tail(&filter, limit)?;
+    Ok((limit, filter(payload)?))
+}
+
+fn answer(
+    found: &[(Record, String)],
+    verified: Option<&Verified>,
+    broken: Option<&Broken>,
+) -> Object {
     let records: Vec<_> = found.iter().map(|(record, hash)| shown(record, hash).finish()).collect();
     let mut answer = Object::new().raw("audit", &format!("[{}]", records.join(",")));
-    let mut broken = audit.broken();
-    if verify {
-        let verified = audit.verify()?;
+    if let Some(verified) = verified {
         let object = Object::new()
             .put("records", verified.records)
             .put("last_id", verified.last_id)
             .put("hash", &verified.hash)
             .put("intact", verified.broken.is_none());
         answer = answer.object("verified", object);
-        broken = verified.broken.or(broken);
     }
-    if let Some(broken) = broken {
-        let object = Object::new().put("id", broken.id).put("reason", broken.reason);
+    if let Some(broken) = verified.and_then(|v| v.broken.as_ref()).or(broken) {
+        let object = Object::new().put("id", broken.id).put("reason", &broken.reason);
         answer = answer.object("broken", object);
     }
-    Ok(answer)
+    answer
 }
 
 fn filter(payload: &Fields<'_>) -> Result<Filter> {

@@ -26,6 +26,7 @@ pub(super) use mounts::{put_bind, put_mount, tree_path};
 use call::{Call, DURATION_MAX_MS, SECRET_MAX};
 
 pub use aliases::ALIASES;
+pub use audit::audit_tail;
 pub use scopes::Scopes;
 
 use super::events::Events;
