@@ -3,11 +3,13 @@
 //!
 //!     bench read FILE READS [READERS]     reads 4 KiB blocks in random order, each at most once
 //!     bench mount-old WS-URL MOUNTPOINT   mounts the node's first export until SIGTERM
+//!     bench relay LISTEN TO DELAY_MS      passes on what it gets that much later
 //!     bench control GATEWAY DIR           measures the control plane of the gateway program, in homes in DIR
 
 mod control;
 mod house;
 mod old;
+mod relay;
 
 use spiderweb::base::{Code, Error, Result, ResultExt};
 use std::fs::File;
@@ -23,10 +25,11 @@ fn main() {
         ["read", file, reads] => read(Path::new(file), reads, "1"),
         ["read", file, reads, readers] => read(Path::new(file), reads, readers),
         ["mount-old", url, point] => old::mount(url, Path::new(point)),
+        ["relay", listen, to, delay_ms] => relay::run(listen, to, delay_ms),
         ["control", gateway, dir] => control::run(Path::new(gateway), Path::new(dir)),
         _ => {
-            let usage =
-                "read FILE READS [READERS] | mount-old WS-URL MOUNTPOINT | control GATEWAY DIR";
+            let usage = "read FILE READS [READERS] | mount-old WS-URL MOUNTPOINT | \
+                         relay LISTEN TO DELAY_MS | control GATEWAY DIR";
             Err(Error::new(Code::Usage, usage))
         }
     };

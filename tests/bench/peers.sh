@@ -76,10 +76,20 @@ down() {
     running=()
 }
 
+# far PORT - where to dial to reach it: behind a line of LINE_MS each way, if there is to be one.
+far() {
+    dial=$1
+    [ "${LINE_MS:-0}" -gt 0 ] || return 0
+    dial=$(free_port)
+    start line "$BENCH" relay "127.0.0.1:$dial" "127.0.0.1:$1" "$LINE_MS"
+    wait_for accepts "$dial"
+}
+
 up_node() {
     start node "$bin/spiderweb-fs-node" --port 0 --export "work=$tmp/dir/$1"
     wait_for grep -q 'listening at ws:' "$tmp/log/node"
-    url=$(sed -n 's|.*listening at \(ws://[^ ]*\).*|\1|p' "$tmp/log/node")
+    far "$(sed -n 's|.*listening at ws://[^ /]*:\([0-9]*\)/.*|\1|p' "$tmp/log/node")"
+    url=ws://127.0.0.1:$dial/v2/fs
 }
 
 up_ours() {
@@ -97,7 +107,8 @@ up_bare() {
     port=$(free_port)
     start sftp socat "TCP-LISTEN:$port,bind=127.0.0.1,fork,reuseaddr,nodelay" "EXEC:$sftp_server"
     wait_for accepts "$port"
-    start mount sshfs -f -o "directport=$port" "127.0.0.1:$tmp/dir/bare" "$tmp/mnt/bare"
+    far "$port"
+    start mount sshfs -f -o "directport=$dial" "127.0.0.1:$tmp/dir/bare" "$tmp/mnt/bare"
 }
 
 up_sshfs() {
@@ -106,7 +117,8 @@ up_sshfs() {
     sshd_files
     start sshd "$sshd" -D -e -f "$tmp/ssh/config" -p "$port"
     wait_for accepts "$port"
-    start mount sshfs -f -p "$port" -F "$tmp/ssh/client" "127.0.0.1:$tmp/dir/sshfs" "$tmp/mnt/sshfs"
+    far "$port"
+    start mount sshfs -f -p "$dial" -F "$tmp/ssh/client" "127.0.0.1:$tmp/dir/sshfs" "$tmp/mnt/sshfs"
 }
 
 # Keys and settings that are thrown away; the system's stay as they are.

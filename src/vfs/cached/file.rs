@@ -122,7 +122,8 @@ impl Cached {
         Opened { generation: self.meta.version(node, opened.generation), ..opened }
     }
 
-    /// Room for the content of a file that is small, and that neither the kernel nor the disk has got.
+    /// Room for the content of a file that is small, and that neither the kernel nor the disk has got. Where nobody
+    /// tells of changes, it could be read long after it has changed.
     pub(super) fn wants_content(&self, node: NodeId, flags: OpenFlags) -> Option<Share> {
         let attr = self.meta.known(node).filter(|a| a.kind == Kind::File)?;
         let small = (1..=u64::from(CONTENT_MAX)).contains(&attr.size);
@@ -130,7 +131,8 @@ impl Cached {
             let kept = |volume: Volume| volume.read(0, attr.size as u32).is_some();
             self.meta.edition(node).is_none() && !self.volume(&attr).is_some_and(kept)
         };
-        let wanted = flags.reads() && !flags.truncate && small && fresh();
+        let live = self.inner.is_live();
+        let wanted = live && flags.reads() && !flags.truncate && small && fresh();
         wanted.then(|| self.workers.contents.take(attr.size as usize)).flatten()
     }
 

@@ -59,12 +59,15 @@ struct Counting {
     inner: Local,
     asked: AtomicUsize,
     full: AtomicBool,
+    /// Its changes are not all told.
+    quiet: AtomicBool,
 }
 
 impl Counting {
     fn new(scratch: &Scratch) -> Arc<Counting> {
         let inner = Local::open(scratch.path(), LocalOptions::default()).unwrap();
-        Arc::new(Counting { inner, asked: AtomicUsize::new(0), full: AtomicBool::new(false) })
+        let (asked, full, quiet) = Default::default();
+        Arc::new(Counting { inner, asked, full, quiet })
     }
 
     fn count(&self) -> &Local {
@@ -155,7 +158,7 @@ impl Tree for Counting {
     }
 
     fn is_live(&self) -> bool {
-        true
+        !self.quiet.load(Ordering::Relaxed)
     }
 
     fn watch(&self, sink: EventSink) -> Result<Watch> {
@@ -396,7 +399,13 @@ fn a_small_file_that_nobody_has_read_comes_with_its_opening() {
     assert_eq!(counting.asked(), 1);
     change("yet something else");
     assert_eq!(w.read(late, 0, 4096), b"yet something else");
-    for h in [h, again, late] {
+    // Where changes are not told, it is asked for when it is read.
+    counting.quiet.store(true, Ordering::Relaxed);
+    change("and another");
+    let told = w.open(f, OpenFlags::READ);
+    assert_eq!(w.read(told, 0, 4096), b"and another");
+    assert_eq!(counting.asked(), 2);
+    for h in [h, again, late, told] {
         w.tree.release(&w.cx, h).unwrap();
     }
 }
