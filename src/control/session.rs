@@ -106,6 +106,8 @@ pub struct Session {
     pub negotiated: bool,
     /// What it wants to be told of.
     pub subscribed: Option<Topics>,
+    /// A project that it wants to be told of as well, without having attached a session to it.
+    pub observed: Option<Binding>,
     /// A watch of nodes' services that was just answered; to be taken by who holds the connection.
     pub begun: Option<Beginning>,
     /// From where the connection came.
@@ -123,6 +125,7 @@ impl Session {
             door,
             negotiated: false,
             subscribed: None,
+            observed: None,
             begun: None,
             peer: None,
             settled: false,

@@ -435,6 +435,12 @@ impl State {
         here.take_while(move |((of, _), ())| *of == project).map(|((_, agent), ())| &**agent)
     }
 
+    /// An agent that works in a project, for who names none; never mother.
+    pub fn agent_of(&self, project_id: &str) -> Option<&str> {
+        let number = self.project(project_id).ok()?.number;
+        self.agents_in(number).find(|agent| *agent != MOTHER)
+    }
+
     /// The project that an agent works in, if it has one.
     pub fn active_project(&self, agent_id: &str) -> Option<&Arc<Project>> {
         self.projects.get(self.active.get(agent_id)?)

@@ -305,6 +305,15 @@ fn connect_tells_an_admin_what_is_missing_and_a_user_what_bars_him() {
     let mut admin = g.connect(Role::Admin);
     admin.ok("project_up", json!({"name": "Demo", "vision": "v", "agent_id": "alice"}));
     assert_eq!(user.err("session_list", json!({})), Code::ProjectContextRequired);
+    // Looking at a project that is named needs no session.
+    assert_eq!(user.err("workspace_status", json!({})), Code::ProjectContextRequired);
+    let looks = |agent: &str| json!({"project_id": "proj-1", "agent_id": agent});
+    assert_eq!(user.ok("workspace_status", looks("alice"))["agent_id"], "alice");
+    assert_eq!(user.err("workspace_status", looks("mother")), Code::Forbidden);
+    assert_eq!(
+        user.err("workspace_status", json!({"project_id": "proj-404"})),
+        Code::ProjectNotFound
+    );
     user.ok(
         "session_attach",
         json!({"session_key": "u", "agent_id": "alice", "project_id": "proj-1"}),

@@ -132,13 +132,15 @@ impl Shared {
     /// As whom a project's workspace may be seen here, if at all.
     pub fn seer(&self, state: &State, project: &Project) -> Option<Seer> {
         let control = self.control();
-        let bindings = control.bindings().map(|(_, binding)| binding);
-        Seer::of(state, project, control.is_admin(), bindings)
+        let attached = control.bindings().map(|(_, binding)| binding);
+        Seer::of(state, project, control.is_admin(), attached.chain(&control.observed))
     }
 
-    /// Whether one of the sessions is of a project.
+    /// Whether one of the sessions is of a project, or it is observed.
     pub fn works_in(&self, project_id: &str) -> bool {
-        self.control().bindings().any(|(_, b)| b.project_id.as_deref() == Some(project_id))
+        let control = self.control();
+        let attached = control.bindings().map(|(_, binding)| binding);
+        attached.chain(&control.observed).any(|b| b.project_id.as_deref() == Some(project_id))
     }
 
     fn control(&self) -> MutexGuard<'_, control::Session> {

@@ -104,12 +104,8 @@ impl LocalDoor {
 /// For whom a client looks at the namespace: the agent it names, else one that works in its project.
 fn bind(state: &State, principal: &Principal, asked: fs::Binding) -> Result<Binding> {
     let admin = principal.role == Role::Admin;
-    let works_in = |project_id: &str| {
-        let number = state.project(project_id).ok()?.number;
-        let mut agents = state.agents_in(number).filter(|agent| *agent != MOTHER);
-        agents.next().map(str::to_owned)
-    };
-    let agent_id = asked.agent_id.or_else(|| asked.project_id.as_deref().and_then(works_in));
+    let works_there = || state.agent_of(asked.project_id.as_deref()?).map(str::to_owned);
+    let agent_id = asked.agent_id.or_else(works_there);
     let agent_id = agent_id.or_else(|| admin.then(|| MOTHER.to_owned())).ok_or_else(|| {
         Error::new(Code::Forbidden, "agent_id is required: no agent works in this project yet")
     })?;

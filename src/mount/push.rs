@@ -1,18 +1,18 @@
 //! Hearing of changes of a workspace at once: a second control connection, on which the gateway is asked to
 //! tell them (spec: fs 18). It applies nothing; a gateway that tells nothing is still asked now and then.
 
-use super::workspace::Gateway;
+use super::workspace::{Gateway, is_refusal};
 use crate::base::{Cancel, Code, Deadline, Notify, Result};
 use crate::net::{Control, Net, Text};
 use crate::wire::Fields;
 use crate::wire::control::REPLY_TIMEOUT_MS;
 use std::sync::Arc;
 
-/// After a connection that failed, and after a gateway that does not know the request.
+/// After a connection that failed, and after a gateway that does not know the request, or refuses it.
 const RETRY_MS: u64 = 1_000;
-const UNSUPPORTED_MS: u64 = 60_000;
+const REFUSED_MS: u64 = 60_000;
 /// All that is asked for. Gateways that know no categories tell of more.
-const TOPICS: &str = r#"{"categories":["control.workspace_topology"]}"#;
+const TOPICS: [&str; 1] = ["control.workspace_topology"];
 
 /// Notifies `changed` when the gateway says that the workspace has changed, and after every connection,
 /// for what was missed before it. Returns when `ended` is cancelled.
@@ -23,7 +23,8 @@ pub fn listen(net: &Net, gateway: &Gateway, changed: &Notify, ended: &Cancel) {
             Err(e) => {
                 log::debug!("changes of the workspace are not told: {e}");
                 match e.code {
-                    Code::Unsupported | Code::UnsupportedLegacyApi => UNSUPPORTED_MS,
+                    Code::Unsupported | Code::UnsupportedLegacyApi => REFUSED_MS,
+                    code if is_refusal(code) => REFUSED_MS,
                     _ => RETRY_MS,
                 }
             }
@@ -50,7 +51,8 @@ fn subscribed(net: &Net, gateway: &Gateway, changed: &Notify, ended: &Cancel) ->
     let bearer = gateway.bearer.clone();
     let ids = "fs-mount-push";
     let control = Control::open_hearing(net, &url, bearer, ids, deadline, ended, Arc::new(hear))?;
-    control.call("debug_subscribe", TOPICS, deadline, ended)?;
+    let payload = gateway.project().put("categories", TOPICS).finish();
+    control.call("debug_subscribe", &payload, deadline, ended)?;
     changed.notify();
     lost.wait(seen, Deadline::never()).block(Deadline::never(), ended)
 }

@@ -33,6 +33,16 @@ pub struct Gateway {
     pub project_token: Option<String>,
 }
 
+impl Gateway {
+    /// What names the project to the gateway, and for whom it is looked at.
+    pub(super) fn project(&self) -> Object {
+        Object::new()
+            .put_some("project_id", self.project_id.as_ref())
+            .put_some("project_token", self.project_token.as_ref())
+            .put_some("agent_id", self.agent_id.as_ref())
+    }
+}
+
 /// Everything to mount: `explicit`, the gateway's namespace where it has one, and the workspace's
 /// exports. Errors: the gateway's; `not_found` when there is nothing.
 pub fn hydrate(
@@ -66,7 +76,7 @@ fn again(
 }
 
 /// The workspace is not ours: the project was deleted, its token replaced, or its policy changed.
-fn is_refusal(code: Code) -> bool {
+pub(super) fn is_refusal(code: Code) -> bool {
     matches!(
         code,
         Code::ProjectNotFound
@@ -142,11 +152,16 @@ fn status(net: &Net, gateway: &Gateway) -> Result<String> {
     let url = gateway.url.clone().or_path("/");
     let bearer = gateway.bearer.clone();
     let control = Control::open(net, &url, bearer, "fs-mount", deadline, &cancel).context(&url)?;
-    let project = Object::new()
-        .put_some("project_id", gateway.project_id.as_ref())
-        .put_some("project_token", gateway.project_token.as_ref())
-        .finish();
-    control.call("workspace_status", &project, deadline, &cancel).context(&url)
+    let project = gateway.project().finish();
+    let status = control.call("workspace_status", &project, deadline, &cancel);
+    let status = status.map_err(|e| match e.code {
+        Code::ProjectContextRequired => Error::new(
+            e.code,
+            "the token of a user opens no workspace by itself; give --project-id",
+        ),
+        _ => e,
+    });
+    status.context(&url)
 }
 
 /// The exports in a workspace: all that are configured, where the gateway tells them, else those it

@@ -1,9 +1,11 @@
 //! One request on its way through its handler, and what every handler may ask of it. No operation of its own.
 
-use super::{Context, Op, audit};
+use super::projects::project_id;
+use super::sessions::agent_id;
+use super::{Context, Op, audit, ungated};
 use crate::base::{Code, Error, Result};
 use crate::control::plane::Commit;
-use crate::control::session::Session;
+use crate::control::session::{Binding, Session, check_role};
 use crate::control::state::{Change, Project, State};
 use crate::control::workspace::{self, Viewer};
 use crate::wire::{Fields, Object};
@@ -99,6 +101,27 @@ impl Call<'_> {
         viewer: Viewer<'_>,
     ) -> Object {
         workspace::status_for(&self.session.principal.badge, state, project, viewer, 0)
+    }
+
+    /// For whom the request looks at the project that it names: the agent that it names as well, else the one of
+    /// the acting session, else one that works there. `None` without a project. Errors: the gate's, for a user who
+    /// has attached no session and names no project; `invalid_payload`, `forbidden`.
+    pub fn observer(&self) -> Result<Option<Binding>> {
+        let project = self.payload.string("project_id")?.filter(|p| !p.is_empty());
+        let Some(id) = project.map(project_id).transpose()? else {
+            ungated(self.cx, self.session)?;
+            return Ok(None);
+        };
+        let named = self.payload.string("agent_id")?.filter(|a| !a.is_empty());
+        let named = named.map(agent_id).transpose()?;
+        if let Some(named) = &named {
+            check_role(self.session.principal.role, named, &id)?;
+        }
+        let state = self.cx.plane.state();
+        let known = || self.session.agent_id().or_else(|| state.agent_of(&id)).map(str::to_owned);
+        let agent_id = named.or_else(known).unwrap_or_default();
+        let project_token = self.token_for(&id)?;
+        Ok(Some(Binding { agent_id, project_id: Some(id), project_token }))
     }
 
     pub fn viewer<'v>(&'v self, token: Option<&'v str>) -> Viewer<'v> {

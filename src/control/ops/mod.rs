@@ -136,7 +136,9 @@ pub const TABLE: &[Op] = &[
         .leaving(Trail::Ends),
     op("session_restore", Access::Anyone, Scope::None, sessions::restore).passing().uncorrelated(),
     op("session_history", Access::Anyone, Scope::None, sessions::history).passing().uncorrelated(),
-    op("debug_subscribe", Access::Anyone, Scope::None, watching::subscribe).uncorrelated(),
+    op("debug_subscribe", Access::Anyone, Scope::None, watching::subscribe)
+        .passing()
+        .uncorrelated(),
     op("debug_unsubscribe", Access::Anyone, Scope::None, watching::unsubscribe).uncorrelated(),
     op("auth_status", Access::Admin, Scope::None, auth::status).uncorrelated(),
     op("auth_rotate", Access::Admin, Scope::None, auth::rotate)
@@ -196,7 +198,7 @@ pub const TABLE: &[Op] = &[
     op("workspace_template_list", Access::Anyone, Scope::None, templates::list),
     op("workspace_template_get", Access::Anyone, Scope::None, templates::get),
     op("audit_tail", Access::Admin, Scope::None, audit::tail),
-    op("workspace_status", Access::Anyone, Scope::None, workspaces::status),
+    op("workspace_status", Access::Anyone, Scope::None, workspaces::status).passing(),
     op("reconcile_status", Access::Anyone, Scope::None, workspaces::reconcile_status),
 ];
 
@@ -335,13 +337,16 @@ fn admit(cx: &Context, session: &Session, op: &Op, envelope: &Envelope<'_>) -> R
             format!("control.{} is not for /v2/join; connect to / with a token", envelope.name),
         ));
     }
-    if !op.passes_gate && session.active().is_none() && session.principal.role == Role::User {
-        let state = cx.plane.state();
-        if let Some(gate) = session.gate(cx.bootstrap_only(&state)) {
-            return Err(gate.error());
-        }
+    if op.passes_gate { Ok(()) } else { ungated(cx, session) }
+}
+
+/// Errors: the gate's.
+fn ungated(cx: &Context, session: &Session) -> Result<()> {
+    if session.active().is_some() || session.principal.role != Role::User {
+        return Ok(());
     }
-    Ok(())
+    let gate = session.gate(cx.bootstrap_only(&cx.plane.state()));
+    gate.map_or(Ok(()), |gate| Err(gate.error()))
 }
 
 /// Role, correlation, payload and scope (spec: control 5).

@@ -7,16 +7,24 @@ use crate::control::events::{Watcher, asker};
 use crate::control::policy::{self, Action};
 use crate::control::session::Binding;
 use crate::control::topics::Topics;
+use crate::control::workspace;
 use crate::wire::Object;
 
 pub(super) fn subscribe(call: &mut Call<'_>) -> Result<Object> {
     let topics = Topics::read(&call.payload, call.session.is_admin())?;
+    let observed = call.observer()?;
+    if let Some(Binding { agent_id, project_id, project_token }) = &observed {
+        let mut viewer = call.viewer(project_token.as_deref());
+        viewer.agent_id = agent_id;
+        workspace::select(&call.cx.plane.state(), project_id.as_deref(), viewer)?;
+    }
+    call.session.observed = observed;
     call.session.subscribed = Some(topics);
     Ok(Object::new().put("enabled", true))
 }
 
 pub(super) fn unsubscribe(call: &mut Call<'_>) -> Result<Object> {
-    call.session.subscribed = None;
+    (call.session.subscribed, call.session.observed) = (None, None);
     Ok(Object::new().put("enabled", false))
 }
 

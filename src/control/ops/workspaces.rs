@@ -1,7 +1,7 @@
 //! How the workspaces of projects stand (spec: control 8.7).
 
 use super::Call;
-use super::projects::{Target, project_id};
+use super::projects::Target;
 use crate::base::Result;
 use crate::control::policy::{self, Action};
 use crate::control::state::Project;
@@ -10,17 +10,21 @@ use crate::wire::Object;
 use std::sync::Arc;
 
 pub(super) fn status(call: &mut Call<'_>) -> Result<Object> {
-    let asked = call.payload.string("project_id")?.filter(|p| !p.is_empty());
-    let asked = asked.map(project_id).transpose()?;
+    let observer = call.observer()?;
     let own = call.session.active().and_then(|b| b.project_id.clone());
     // The session's own token counts for the session's own project (spec: control 14.2 row 10).
-    let token = match asked.as_ref().or(own.as_ref()) {
-        Some(id) => call.token_for(id)?,
-        None => call.project_token()?,
+    let token = match (&observer, &own) {
+        (Some(observer), _) => observer.project_token.clone(),
+        (None, Some(own)) => call.token_for(own)?,
+        (None, None) => call.project_token()?,
     };
-    let viewer = call.viewer(token.as_deref());
+    let mut viewer = call.viewer(token.as_deref());
+    if let Some(observer) = &observer {
+        viewer.agent_id = &observer.agent_id;
+    }
+    let asked = observer.as_ref().and_then(|o| o.project_id.as_deref());
     let state = call.cx.plane.state();
-    let project = workspace::select(&state, asked.as_deref(), viewer)?;
+    let project = workspace::select(&state, asked, viewer)?;
     let success_ms = project.map_or(0, |p| call.cx.plane.last_success_ms(p.number));
     let bearer = &call.session.principal.badge;
     Ok(workspace::status_for(bearer, &state, project, viewer, success_ms))

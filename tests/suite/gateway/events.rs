@@ -281,6 +281,19 @@ fn debug_events_tell_each_what_he_may_see() {
     let (mut watcher, mut user) = (gateway.admin(), gateway.user());
     watcher.control("debug_subscribe", json!({}));
     watcher.pushed();
+    // A user who has attached nothing names what he looks at.
+    let mut observer = gateway.user();
+    let topology = json!(["control.workspace_topology"]);
+    for (payload, code) in [
+        (json!({}), "project_context_required"),
+        (json!({"project_id": "proj-404"}), "project_not_found"),
+        (json!({"project_id": "proj-1", "agent_id": "mother"}), "forbidden"),
+    ] {
+        let reply = observer.control_reply("debug_subscribe", payload);
+        assert_eq!(reply["error"]["code"], code);
+    }
+    observer.control("debug_subscribe", json!({"project_id": "proj-1", "categories": topology}));
+    observer.pushed();
     let attach = json!({"session_key": "w", "agent_id": "alice", "project_id": "proj-1"});
     user.control("session_attach", attach);
     let attached = next(&mut watcher, "control.session_attach_state");
@@ -325,6 +338,8 @@ fn debug_events_tell_each_what_he_may_see() {
         (&json!("alice"), &json!("alice"))
     );
     assert_eq!(delta["status"]["mounts"][0]["mount_path"], "/one");
+    let observed = next(&mut observer, "control.workspace_topology");
+    assert_eq!(observed["project_id"], "proj-1", "not the other one, which has changed before");
     let availability = next(&mut user, "control.workspace_availability");
     assert_eq!(availability["after"]["mounts"]["total"], 1, "of his project alone");
     let delta = next(&mut watcher, "control.workspace_topology_delta");

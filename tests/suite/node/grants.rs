@@ -351,6 +351,19 @@ fn a_workspace_opens_its_mounts_to_who_sees_it_and_nothing_else_of_the_node() {
     let read = command.env_clear().env("SPIDERWEB_AUTH_TOKEN", bearer).output().unwrap();
     assert_eq!(read.stdout, b"hello", "{read:?}");
 
+    // A user who has attached nothing mounts the project that he names.
+    let made = admin.control("auth_token_create", json!({"name": "eve", "role": "user"})).unwrap();
+    let eve = made["token"].as_str().unwrap();
+    let mount = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spiderweb-fs-mount"));
+        command.args(["--workspace-url", &url]).args(args);
+        command.env_clear().env("SPIDERWEB_AUTH_TOKEN", eve).output().unwrap()
+    };
+    let read = mount(&["--project-id", "proj-1", "cat", "/src/a.txt"]);
+    assert_eq!(read.stdout, b"hello", "{read:?}");
+    let nothing = mount(&["cat", "/src/a.txt"]);
+    assert!(String::from_utf8_lossy(&nothing.stderr).contains("--project-id"), "{nothing:?}");
+
     // What was handed out counts no longer than the token it was handed out for.
     let (anns, admins) = (token(&mut user), token(&mut admin));
     let mut at_it = Raw::open(gateway.addr, &format!("/v2/fs/node/{id}"), None);
