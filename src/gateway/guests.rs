@@ -60,11 +60,8 @@ impl Guests {
     fn sweep(&self, tokens: &Tokens) {
         let now_ms = now_ms();
         let ends = |pass: &Pass| pass.get().is_some_and(|who| !tokens.admits(who, now_ms));
-        let ended: Vec<_> = {
-            let live = self.live();
-            live.values().filter(|(_, pass)| ends(pass)).cloned().collect()
-        };
-        for (conn, pass) in ended {
+        let ended: Vec<_> = self.live().extract_if(|_, (_, pass)| ends(pass)).collect();
+        for (_, (conn, pass)) in ended {
             let name = pass.get().map_or("", |who| &who.name);
             log::info!("connection {} of {name} ends with its token", conn.peer());
             conn.drain(CLOSE_CODE, CLOSE_REASON);
