@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Rest for each unit of work: following a little takes no more than a twentieth of a processor for long.
 const REST_FACTOR: u32 = 19;
 /// Rest that is owed before it is taken, and all that is: nobody is told later than that of what changes.
-const REST: Duration = Duration::from_millis(300);
+const REST: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 pub struct Pace {
